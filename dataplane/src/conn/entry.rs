@@ -1,0 +1,148 @@
+//! One connection's record: both tuples, the server, the state. 64 bytes for IPv4, one cache line.
+
+use shunt_engine::{Instant, WorkerId};
+use zerocopy::FromZeros;
+
+use crate::server::{Mode, ServerId};
+use crate::tuple::{Address, Endpoint, Protocol, Tuple};
+
+/// Coarse time for timeouts: 2²⁶ ns (67 ms) per tick, good for nine years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromZeros)]
+#[repr(transparent)]
+pub struct Ticks(pub u32);
+
+impl Ticks {
+    /// Nanoseconds per tick, as a power of two.
+    pub const SHIFT: u32 = 26;
+
+    /// The tick `now` falls into.
+    #[inline]
+    pub const fn at(now: Instant) -> Self {
+        Self((now.as_nanos() >> Self::SHIFT) as u32)
+    }
+
+    /// How many ticks `nanos` fill, rounded up.
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self((nanos.saturating_add((1 << Self::SHIFT) - 1) >> Self::SHIFT) as u32)
+    }
+
+    /// Ticks passed since `earlier`.
+    #[inline]
+    pub const fn since(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
+}
+
+/// One-bit facts about a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromZeros)]
+#[repr(transparent)]
+pub struct ConnFlags(pub u8);
+
+impl ConnFlags {
+    /// The record stands for a flow that lives on another worker (see [`Conn::moved_to`]).
+    pub const MOVED: u8 = 1;
+    /// Counted as active at its server (LVS's rule for the state it is in).
+    pub const ACTIVE: u8 = 2;
+
+    /// Whether `flag` is set.
+    #[inline]
+    pub const fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// Sets or clears `flag`.
+    #[inline]
+    pub const fn set(&mut self, flag: u8, on: bool) {
+        if on {
+            self.0 |= flag;
+        } else {
+            self.0 &= !flag;
+        }
+    }
+}
+
+/// A connection. `client` → `vip` is what clients send; `server` → `peer` is what servers answer.
+#[derive(Clone, Copy, Debug, FromZeros)]
+#[repr(C)]
+pub struct Conn<A> {
+    /// The client (CIP).
+    pub client: Endpoint<A>,
+    /// The virtual address (VIP) and port.
+    pub vip: Endpoint<A>,
+    /// The server (RIP) and its port.
+    pub server: Endpoint<A>,
+    /// Whom the server answers: a local address (FULLNAT) or the client (all other modes).
+    pub peer: Endpoint<A>,
+    /// Whose slot and counters.
+    pub server_id: ServerId,
+    /// When the last packet passed.
+    pub last_seen: Ticks,
+    /// Idle time after which the record goes, in ticks.
+    pub timeout: Ticks,
+    /// Next hop towards the client ([`crate::neigh::HopId`]), valid for the routes of `routes`.
+    pub client_hop: u16,
+    /// Low bits of the generation of the routes `client_hop` was looked up in.
+    pub routes: u16,
+    /// Link address client packets came from: the destination when the client's network is attached.
+    pub client_mac: [u8; 6],
+    /// [`State`](super::State) as a number.
+    pub state: u8,
+    /// [`Mode`] as a number.
+    pub mode: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// One-bit facts.
+    pub flags: ConnFlags,
+    /// Makes the record a whole number of words.
+    pub reserved: [u8; 2],
+}
+
+impl<A: Address> Conn<A> {
+    /// The forwarding mode.
+    #[inline]
+    pub const fn mode(&self) -> Mode {
+        Mode::from_number(self.mode)
+    }
+
+    /// The transport protocol.
+    #[inline]
+    pub fn protocol(&self) -> Protocol {
+        Protocol::from_number(self.protocol).expect("records are made for TCP and UDP only")
+    }
+
+    /// What the client sends.
+    #[inline]
+    pub fn request(&self) -> Tuple<A> {
+        Tuple { src: self.client, dst: self.vip, protocol: self.protocol() }
+    }
+
+    /// What the server answers, as this director sees it: `None` when answers do not pass here (DR, TUN).
+    #[inline]
+    pub fn reply(&self) -> Option<Tuple<A>> {
+        let tuple = Tuple { src: self.server, dst: self.peer, protocol: self.protocol() };
+        self.mode().sees_replies().then_some(tuple)
+    }
+
+    /// The worker a `MOVED` record points to (kept where a live record keeps its hop).
+    pub fn moved_to(&self) -> Option<WorkerId> {
+        self.flags.has(ConnFlags::MOVED).then_some(WorkerId(self.client_hop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tuple::{V4, V6};
+
+    #[test]
+    fn an_ipv4_record_is_one_cache_line() {
+        assert_eq!(std::mem::size_of::<Conn<V4>>(), 64);
+        assert!(std::mem::size_of::<Conn<V6>>() <= 128);
+    }
+
+    #[test]
+    fn ticks_round_up_and_wrap() {
+        assert_eq!(Ticks::from_nanos(1), Ticks(1));
+        assert_eq!(Ticks(1).since(Ticks(u32::MAX)), 2);
+    }
+}

@@ -1,0 +1,161 @@
+//! Services ("virtual services"): which packets are balanced, among whom, by which rule.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use crate::conn::Timeouts;
+use crate::scheduler::SchedulerKind;
+use crate::server::ServerId;
+use crate::tuple::{KeyHasher, Protocol};
+
+/// The stable number of a service: index into [`crate::snapshot::Snapshot::services`] and per-worker state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(pub u32);
+
+/// What to do with a packet that belongs to no connection and is no SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutOfState {
+    /// Answer with a TCP RST (rate-limited).
+    Reset,
+    /// Drop it.
+    Drop,
+    /// Schedule it as if it were the first: for schedulers that map a client to the same server anyway.
+    Schedule,
+}
+
+/// Addresses and ports a service answers on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The virtual address (VIP).
+    pub address: IpAddr,
+    /// The ports; `0..=65535` is every port.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// An address of the director's own from which FULLNAT talks to servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// The address.
+    pub address: IpAddr,
+    /// Ports that may be used.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// A server as a scheduler sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub id: ServerId,
+    /// Its weight; 0 is never picked.
+    pub weight: u32,
+}
+
+/// A service, as workers see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Its number.
+    pub id: ServiceId,
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Where it answers.
+    pub listen: Vec<Listen>,
+    /// How a server is picked.
+    pub scheduler: SchedulerKind,
+    /// Among whom, in the configuration's order.
+    pub candidates: Vec<Candidate>,
+    /// FULLNAT local addresses.
+    pub locals: Vec<Local>,
+    /// Packets without connection.
+    pub out_of_state: OutOfState,
+    /// State timeouts.
+    pub timeouts: Timeouts,
+}
+
+/// Finds the service of a destination: exact port first, then ranges, the narrowest first.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceIndex {
+    exact: HashMap<(IpAddr, u16, Protocol), ServiceId, KeyHasher>,
+    ranges: HashMap<(IpAddr, Protocol), Vec<(RangeInclusive<u16>, ServiceId)>, KeyHasher>,
+}
+
+impl ServiceIndex {
+    /// Indexes the listen entries of `services`. Control has refused overlaps of equal width before.
+    pub fn new<'a>(services: impl IntoIterator<Item = &'a Service>) -> Self {
+        let mut index = Self::default();
+        for service in services {
+            for listen in &service.listen {
+                let (first, last) = (*listen.ports.start(), *listen.ports.end());
+                if first == last {
+                    index.exact.insert((listen.address, first, service.protocol), service.id);
+                } else {
+                    let ranges = index.ranges.entry((listen.address, service.protocol)).or_default();
+                    ranges.push((listen.ports.clone(), service.id));
+                    ranges.sort_by_key(|(ports, _)| ports.end() - ports.start());
+                }
+            }
+        }
+        index
+    }
+
+    /// The service that answers on `address`, `port`, `protocol`.
+    #[inline]
+    pub fn lookup(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
+        if let Some(&id) = self.exact.get(&(address, port, protocol)) {
+            return Some(id);
+        }
+        let ranges = self.ranges.get(&(address, protocol))?;
+        ranges.iter().find(|(ports, _)| ports.contains(&port)).map(|&(_, id)| id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Mode;
+
+    fn service(id: u32, protocol: Protocol, listen: &[(&str, RangeInclusive<u16>)]) -> Service {
+        let listen = listen
+            .iter()
+            .map(|(address, ports)| Listen { address: address.parse().unwrap(), ports: ports.clone() });
+        Service {
+            id: ServiceId(id),
+            name: format!("s{id}"),
+            protocol,
+            listen: listen.collect(),
+            scheduler: SchedulerKind::Rr,
+            candidates: Vec::new(),
+            locals: Vec::new(),
+            out_of_state: OutOfState::Drop,
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    #[test]
+    fn the_narrowest_listen_entry_wins() {
+        let services = [
+            service(0, Protocol::Tcp, &[("203.0.113.1", 0..=65535)]),
+            service(1, Protocol::Tcp, &[("203.0.113.1", 8000..=8099)]),
+            service(2, Protocol::Tcp, &[("203.0.113.1", 8080..=8080), ("2001:db8::1", 80..=80)]),
+            service(3, Protocol::Udp, &[("203.0.113.1", 53..=53)]),
+        ];
+        let index = ServiceIndex::new(&services);
+        let find = |address: &str, port, protocol| {
+            index.lookup(address.parse().unwrap(), port, protocol).map(|id| id.0)
+        };
+        assert_eq!(find("203.0.113.1", 8080, Protocol::Tcp), Some(2));
+        assert_eq!(find("203.0.113.1", 8081, Protocol::Tcp), Some(1));
+        assert_eq!(find("203.0.113.1", 22, Protocol::Tcp), Some(0));
+        assert_eq!(find("203.0.113.1", 53, Protocol::Udp), Some(3));
+        assert_eq!(find("203.0.113.1", 54, Protocol::Udp), None);
+        assert_eq!(find("2001:db8::1", 80, Protocol::Tcp), Some(2));
+        assert_eq!(find("203.0.113.2", 80, Protocol::Tcp), None);
+    }
+
+    #[test]
+    fn modes_survive_their_number() {
+        assert!(Mode::ALL.iter().all(|&mode| Mode::from_number(mode as u8) == mode));
+    }
+}

@@ -1,0 +1,86 @@
+//! Builds a [`Snapshot`] from plain parts. Control, tests, benches and fuzz targets all use this one.
+
+use std::sync::Arc;
+
+use shunt_engine::steer::Prefix;
+
+use super::{PortInfo, Snapshot};
+use crate::neigh::{HopId, NextHop};
+use crate::route::Routes;
+use crate::server::{Mode, Server};
+use crate::service::{Service, ServiceIndex};
+
+/// Collects the parts of a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    snapshot: Snapshot,
+    routes: Vec<(Prefix, HopId)>,
+}
+
+impl Builder {
+    /// An empty snapshot's parts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a port; ports are numbered in the order they are added.
+    pub fn port(&mut self, port: PortInfo) -> &mut Self {
+        if !self.snapshot.macs.contains(&port.mac) {
+            self.snapshot.macs.push(port.mac);
+        }
+        self.snapshot.ports.push(port);
+        self
+    }
+
+    /// Puts a next hop under its number.
+    pub fn hop(&mut self, id: HopId, hop: NextHop) -> &mut Self {
+        put(&mut self.snapshot.hops, usize::from(id.0), hop);
+        self
+    }
+
+    /// Adds a route. Of two with the same prefix the first added wins.
+    pub fn route(&mut self, prefix: Prefix, hop: HopId) -> &mut Self {
+        self.routes.push((prefix, hop));
+        self
+    }
+
+    /// Names the state of the routes: must differ whenever they do.
+    pub fn routes_generation(&mut self, generation: u32) -> &mut Self {
+        self.snapshot.routes_generation = generation;
+        self
+    }
+
+    /// Adds a service with its servers. Servers' next hops are looked up in the routes by [`Self::build`].
+    pub fn service(&mut self, service: Service, servers: Vec<Server>) -> &mut Self {
+        for local in &service.locals {
+            self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
+        }
+        for server in servers {
+            if server.mode == Mode::Nat {
+                let ports = server.port.map_or(0..=u16::MAX, |port| port..=port);
+                self.snapshot.nat_servers.add(server.address, service.protocol, ports);
+            }
+            put(&mut self.snapshot.servers, server.id.slot as usize, server);
+        }
+        put(&mut self.snapshot.services, service.id.0 as usize, Arc::new(service));
+        self
+    }
+
+    /// The finished snapshot.
+    pub fn build(self) -> Snapshot {
+        let mut snapshot = self.snapshot;
+        snapshot.routes = Routes::new(self.routes);
+        snapshot.index = ServiceIndex::new(snapshot.services.iter().flatten().map(|service| &**service));
+        for server in snapshot.servers.iter_mut().flatten() {
+            server.hop = snapshot.routes.lookup(server.address);
+        }
+        snapshot
+    }
+}
+
+fn put<T>(slots: &mut Vec<Option<T>>, slot: usize, value: T) {
+    if slots.len() <= slot {
+        slots.resize_with(slot + 1, || None);
+    }
+    slots[slot] = Some(value);
+}

@@ -1,0 +1,132 @@
+//! What control publishes and workers read: one immutable value, looked up and never locked.
+
+mod builder;
+mod endpoints;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use shunt_engine::port::MacAddr;
+use shunt_engine::steer::{Prefix, Rule, Side};
+
+pub use builder::Builder;
+pub use endpoints::Endpoints;
+
+use crate::neigh::{HopId, NextHop};
+use crate::route::Routes;
+use crate::server::{Server, ServerId};
+use crate::service::{Service, ServiceId, ServiceIndex};
+
+/// Everything workers know about the world at one moment. Made by [`Builder`] only.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    services: Vec<Option<Arc<Service>>>,
+    index: ServiceIndex,
+    servers: Vec<Option<Server>>,
+    locals: Endpoints,
+    nat_servers: Endpoints,
+    hops: Vec<Option<NextHop>>,
+    routes: Routes,
+    routes_generation: u32,
+    macs: Vec<MacAddr>,
+    ports: Vec<PortInfo>,
+}
+
+/// What workers must know about a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortInfo {
+    /// Its name.
+    pub name: String,
+    /// Its station address.
+    pub mac: MacAddr,
+}
+
+impl Snapshot {
+    /// The service in slot `id`.
+    #[inline]
+    pub fn service(&self, id: ServiceId) -> Option<&Service> {
+        self.services.get(id.0 as usize)?.as_deref()
+    }
+
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.iter().flatten().map(|service| &**service)
+    }
+
+    /// Which service answers where.
+    #[inline]
+    pub fn index(&self) -> &ServiceIndex {
+        &self.index
+    }
+
+    /// The server `id`, unless it is gone.
+    #[inline]
+    pub fn server(&self, id: ServerId) -> Option<&Server> {
+        self.servers.get(id.slot as usize)?.as_ref().filter(|server| server.id == id)
+    }
+
+    /// All servers.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter().flatten()
+    }
+
+    /// FULLNAT local addresses with their ports.
+    #[inline]
+    pub fn locals(&self) -> &Endpoints {
+        &self.locals
+    }
+
+    /// NAT servers with their ports: what comes from there may be an answer.
+    #[inline]
+    pub fn nat_servers(&self) -> &Endpoints {
+        &self.nat_servers
+    }
+
+    /// Next hop `id`.
+    #[inline]
+    pub fn hop(&self, id: HopId) -> Option<&NextHop> {
+        self.hops.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// The next hop towards `address`.
+    pub fn route(&self, address: IpAddr) -> Option<HopId> {
+        self.routes.lookup(address)
+    }
+
+    /// Changes when, and only when, the routes do.
+    #[inline]
+    pub fn routes_generation(&self) -> u32 {
+        self.routes_generation
+    }
+
+    /// Station addresses that are ours.
+    #[inline]
+    pub fn macs(&self) -> &[MacAddr] {
+        &self.macs
+    }
+
+    /// The ports, by number.
+    pub fn ports(&self) -> &[PortInfo] {
+        &self.ports
+    }
+
+    /// What ports must take off the kernel for this snapshot: exactly what classification calls ours.
+    pub fn steering(&self) -> Vec<Rule> {
+        let listen = self.services().flat_map(|service| {
+            service.listen.iter().map(|listen| Rule {
+                side: Side::Destination,
+                prefix: Prefix::host(listen.address),
+                protocol: service.protocol.number(),
+                ports: listen.ports.clone(),
+            })
+        });
+        let locals = self.locals.rules(Side::Destination);
+        let mut rules: Vec<_> = listen.chain(locals).chain(self.nat_servers.rules(Side::Source)).collect();
+        // Maps have no order; the same snapshot shall always give the same rules.
+        rules.sort_by_key(|rule| {
+            (rule.side, rule.prefix, rule.protocol, *rule.ports.start(), *rule.ports.end())
+        });
+        rules.dedup();
+        rules
+    }
+}
