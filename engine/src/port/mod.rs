@@ -4,6 +4,7 @@
 //! control thread. Its queues are handed out once and then belong to one worker each, without locks.
 
 pub mod checksum;
+pub mod mem;
 
 use std::os::fd::BorrowedFd;
 
@@ -62,6 +63,16 @@ pub struct PortCaps {
     pub rss: Option<crate::rss::Rss>,
     /// Whether the kernel gets a copy of every frame anyway, so that handing one back would double it.
     pub kernel_sees_all: bool,
+}
+
+/// Bytes a frame may have on top of the MTU: the Ethernet header and one VLAN tag.
+pub const FRAME_OVERHEAD: usize = 18;
+
+impl PortCaps {
+    /// The error for a queue that is not there to be taken.
+    pub(crate) fn no_such_queue(&self, queue: u16) -> PortError {
+        PortError::NoSuchQueue { name: self.name.clone(), queue, queues: self.queues }
+    }
 }
 
 /// Counts of one receive queue since it was opened.
