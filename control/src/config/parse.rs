@@ -1,0 +1,189 @@
+//! Values as operators write them: durations, addresses with ports, ranges, lists of cores. Each parser answers with
+//! the value or with a sentence that says what is wrong.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// An address and the ports behind it; without a port the ports are `None`.
+pub(super) type AddressPorts = (Ipv4Addr, Option<RangeInclusive<u16>>);
+
+/// `"900s"`, `"15m"`, `"2h"`, `"500ms"`; more than nothing, at most 31 days.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| "not a duration".to_owned())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        "" => return Err("the unit is missing".to_owned()),
+        _ => return Err(format!("{unit:?} is not a unit")),
+    };
+    match millis {
+        Some(0) => Err("must be longer than nothing".to_owned()),
+        Some(millis) if millis <= DURATION_MAX_MILLIS => Ok(Duration::from_millis(millis)),
+        _ => Err("longer than 31 days".to_owned()),
+    }
+}
+
+const DURATION_MAX_MILLIS: u64 = 31 * 24 * 3_600_000;
+
+/// `"203.0.113.10:80"`, `"203.0.113.10:8000-8099"`, `"203.0.113.10:0"` (every port), `"203.0.113.10"`.
+pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {
+    let (address, ports) = match text.rsplit_once(':') {
+        // More than one colon: IPv6, whose address has brackets before a port.
+        Some((head, _)) if head.contains(':') && !head.ends_with(']') => (text, None),
+        Some((address, ports)) => (address, Some(ports)),
+        None => (text, None),
+    };
+    let address = ipv4(address.trim_start_matches('[').trim_end_matches(']'))?;
+    let ports = match ports {
+        None => None,
+        Some("0") => Some(0..=u16::MAX),
+        Some(ports) => Some(port_range(ports)?),
+    };
+    Ok((address, ports))
+}
+
+/// An IPv4 address that a host can have.
+pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
+    let address = match text.parse() {
+        Ok(IpAddr::V4(address)) => address,
+        Ok(IpAddr::V6(_)) => return Err("IPv6 is not supported yet".to_owned()),
+        Err(_) => return Err(why_not_ipv4(text)),
+    };
+    if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
+        return Err("not an address that a host on the network can have".to_owned());
+    }
+    Ok(address)
+}
+
+fn why_not_ipv4(text: &str) -> String {
+    if text.contains('/') {
+        return "a prefix is not possible here; write single addresses".to_owned();
+    }
+    let octets: Vec<_> = text.split('.').collect();
+    let numbers = octets.iter().all(|octet| !octet.is_empty() && octet.bytes().all(|b| b.is_ascii_digit()));
+    match octets.iter().find(|octet| octet.parse::<u8>().is_err()) {
+        Some(octet) if numbers && octets.len() == 4 => format!("octet {octet} is out of range"),
+        _ => "not an IP address".to_owned(),
+    }
+}
+
+/// `"80"` or `"8000-8099"`; ports are 1 … 65535.
+pub(super) fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last {
+        return Err(format!("the range {first}-{last} runs backwards"));
+    }
+    Ok(first..=last)
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(port) if port > 0 && digits => Ok(port),
+        _ if digits => Err(format!("port {text} is not in 1-65535")),
+        _ => Err(format!("{text:?} is not a port")),
+    }
+}
+
+/// `"2-5,8"`.
+pub(super) fn cores(text: &str) -> Result<Vec<usize>, String> {
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("{text:?} is not a core"));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || last >= CORES_MAX {
+            return Err(format!("{part:?} is not a range of cores"));
+        }
+        cores.extend(first..=last);
+    }
+    Ok(cores)
+}
+
+/// Cores are numbered below this: what Linux calls CONFIG_NR_CPUS is at most 8192.
+pub(super) const CORES_MAX: usize = 8192;
+
+/// The word of `known` nearest to `typed`, when it is near enough to be meant.
+pub(super) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near_enough = (typed.chars().count() / 3).max(1);
+    let measured = known.into_iter().map(|word| (edits(typed, word), word));
+    measured.filter(|&(distance, _)| distance <= near_enough).min().map(|(_, word)| word)
+}
+
+/// Levenshtein distance: letters to insert, delete or replace.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &right) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(left != right);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_and_bounds() {
+        assert_eq!(duration("900s"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("744h"), Ok(Duration::from_millis(DURATION_MAX_MILLIS)));
+        for bad in ["", "900", "s", "-1s", "1.5s", "0s", "745h", "3 weeks", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_have_a_port_a_range_every_port_or_none() {
+        let address = Ipv4Addr::new(203, 0, 113, 10);
+        assert_eq!(address_ports("203.0.113.10:80"), Ok((address, Some(80..=80))));
+        assert_eq!(address_ports("203.0.113.10:8000-8099"), Ok((address, Some(8000..=8099))));
+        assert_eq!(address_ports("203.0.113.10:0"), Ok((address, Some(0..=65535))));
+        assert_eq!(address_ports("203.0.113.10"), Ok((address, None)));
+        for bad in ["", ":80", "203.0.113.10:", "203.0.113.10:65536", "203.0.113.10:9-8", "203.0.113.10:+80"] {
+            assert!(address_ports(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_address_is_said() {
+        let why = |text| address_ports(text).unwrap_err();
+        assert_eq!(why("10.0.0.300:80"), "octet 300 is out of range");
+        assert_eq!(why("[2001:db8::1]:80"), "IPv6 is not supported yet");
+        assert_eq!(why("2001:db8::1"), "IPv6 is not supported yet");
+        assert_eq!(why("0.0.0.0/0:80"), "a prefix is not possible here; write single addresses");
+        assert_eq!(why("web1:80"), "not an IP address");
+        assert_eq!(why("127.0.0.1:80"), "not an address that a host on the network can have");
+    }
+
+    #[test]
+    fn cores_are_lists_of_ranges() {
+        assert_eq!(cores("2-5,8"), Ok(vec![2, 3, 4, 5, 8]));
+        assert_eq!(cores("0"), Ok(vec![0]));
+        for bad in ["", "a", "5-2", "1-", "99999"] {
+            assert!(cores(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_word_is_near() {
+        assert_eq!(nearest("schedular", ["name", "scheduler"]), Some("scheduler"));
+        assert_eq!(nearest("wcl", ["rr", "wrr", "wlc"]), None);
+        assert_eq!(nearest("wl", ["rr", "wrr", "wlc"]), Some("wlc"));
+        assert_eq!(nearest("colour", ["name", "scheduler"]), None);
+    }
+}

@@ -1,0 +1,100 @@
+//! The configuration as typed: which keys exist and of which type their values are, with the place of each.
+//! What they mean, and whether they make sense together, is [`super::resolve`]'s.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A value with its place in the file, if it was typed.
+pub(super) type Typed<T> = Option<Spanned<T>>;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) engine: Engine,
+    pub(super) api: Api,
+    pub(super) timeouts: Timeouts,
+    pub(super) port: Vec<Spanned<Port>>,
+    pub(super) service: Vec<Spanned<Service>>,
+}
+
+/// `[engine]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Engine {
+    pub(super) workers: Typed<i64>,
+    pub(super) cores: Typed<Cores>,
+    pub(super) idle: Typed<String>,
+    pub(super) buffer_size: Typed<i64>,
+    pub(super) buffers: Typed<i64>,
+    pub(super) max_connections: Typed<i64>,
+    pub(super) manage_addresses: Option<bool>,
+}
+
+/// `engine.cores`: `"2-5,8"` or `[2, 3]`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a list of cores such as \"2-5\" or [2, 3]")]
+pub(super) enum Cores {
+    Text(String),
+    List(Vec<i64>),
+}
+
+/// `[api]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Api {
+    pub(super) socket: Typed<String>,
+}
+
+/// `[timeouts]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Timeouts {
+    pub(super) none: Typed<String>,
+    pub(super) established: Typed<String>,
+    pub(super) syn_sent: Typed<String>,
+    pub(super) syn_recv: Typed<String>,
+    pub(super) fin_wait: Typed<String>,
+    pub(super) time_wait: Typed<String>,
+    pub(super) close: Typed<String>,
+    pub(super) close_wait: Typed<String>,
+    pub(super) last_ack: Typed<String>,
+    pub(super) listen: Typed<String>,
+    pub(super) synack: Typed<String>,
+    pub(super) udp: Typed<String>,
+}
+
+/// `[[port]]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Port {
+    pub(super) interface: Typed<String>,
+    pub(super) driver: Typed<String>,
+    pub(super) xdp: Typed<String>,
+    pub(super) queues: Typed<i64>,
+}
+
+/// `[[service]]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Service {
+    pub(super) name: Typed<String>,
+    pub(super) listen: Typed<Vec<Spanned<String>>>,
+    pub(super) protocol: Typed<String>,
+    pub(super) mode: Typed<String>,
+    pub(super) scheduler: Typed<String>,
+    pub(super) local: Typed<Vec<Spanned<String>>>,
+    pub(super) local_port_range: Typed<String>,
+    pub(super) out_of_state: Typed<String>,
+    pub(super) server: Vec<Spanned<Server>>,
+}
+
+/// `[[service.server]]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Server {
+    pub(super) name: Typed<String>,
+    pub(super) address: Typed<String>,
+    pub(super) weight: Typed<i64>,
+    pub(super) mode: Typed<String>,
+}
