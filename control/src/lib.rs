@@ -1,1 +1,6 @@
-//! Intent.
+//! Intent: what the operator wants, brought to the workers. Everything here may be slow; nothing here sees a packet.
+//!
+//! One change's way through the files: [`config`] reads the file.
+#![forbid(unsafe_code)]
+
+pub mod config;

@@ -112,8 +112,8 @@ fn render_one(renderer: &Renderer, diagnostic: &Diagnostic, path: &str, source: 
         .path(path)
         .annotation(AnnotationKind::Primary.span(place).label(diagnostic.label.as_str()));
     if let Some((place, label)) = &diagnostic.related {
-        snippet = snippet
-            .annotation(AnnotationKind::Context.span(within(place, source)).label(label.as_str()));
+        snippet =
+            snippet.annotation(AnnotationKind::Context.span(within(place, source)).label(label.as_str()));
     }
     let mut group = level.primary_title(diagnostic.message.as_str()).element(snippet);
     if let Some(help) = &diagnostic.help {

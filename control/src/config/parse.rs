@@ -154,7 +154,8 @@ mod tests {
         assert_eq!(address_ports("203.0.113.10:8000-8099"), Ok((address, Some(8000..=8099))));
         assert_eq!(address_ports("203.0.113.10:0"), Ok((address, Some(0..=65535))));
         assert_eq!(address_ports("203.0.113.10"), Ok((address, None)));
-        for bad in ["", ":80", "203.0.113.10:", "203.0.113.10:65536", "203.0.113.10:9-8", "203.0.113.10:+80"] {
+        for bad in ["", ":80", "203.0.113.10:", "203.0.113.10:65536", "203.0.113.10:9-8", "203.0.113.10:+80"]
+        {
             assert!(address_ports(bad).is_err(), "{bad}");
         }
     }

@@ -1,5 +1,10 @@
 //! The closed sets of words an operator may write, each beside its meaning.
 
+use shunt_dataplane::scheduler::SchedulerKind;
+use shunt_dataplane::server::Mode;
+use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::tuple::Protocol;
+
 /// A closed set of words.
 pub trait Word: Copy + 'static {
     /// What the words choose, for error messages: `"scheduler"`.
@@ -45,7 +50,7 @@ words! {
 
 words! {
     /// `port.driver`: how frames are taken from the interface.
-    DriverWord: "driver" {
+    Driver: "driver" {
         /// An XDP program and AF_XDP sockets.
         AfXdp = "af_xdp",
         /// A packet socket, where XDP is not allowed. Slower.
@@ -65,57 +70,53 @@ words! {
     }
 }
 
-words! {
-    /// `service.protocol`.
-    Protocol: "protocol" {
-        /// TCP.
-        Tcp = "tcp",
-        /// UDP.
-        Udp = "udp",
+/// `service.protocol`.
+impl Word for Protocol {
+    const KIND: &'static str = "protocol";
+    const ALL: &'static [Self] = &[Self::Tcp, Self::Udp];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
     }
 }
 
-words! {
-    /// `service.mode` and `service.server.mode`: how packets reach a server and how its answers come back.
-    Mode: "forwarding mode" {
-        /// Both addresses rewritten; the server answers to a local address of the director.
-        Fullnat = "fullnat",
-        /// Destination rewritten; the server's way to the client leads through the director (LVS: Masq).
-        Nat = "nat",
-        /// Only the link address changes; the server owns the VIP (LVS: Route).
-        Dr = "dr",
-        /// IP in IP to the server, which owns the VIP (LVS: Tunnel).
-        Tun = "tun",
+/// `service.mode` and `service.server.mode`.
+impl Word for Mode {
+    const KIND: &'static str = "forwarding mode";
+    const ALL: &'static [Self] = &Mode::ALL;
+
+    fn word(self) -> &'static str {
+        self.name()
     }
 }
 
-impl Mode {
-    /// Whether the mode rewrites the port, so that a server may listen on another one than its service.
-    pub fn maps_ports(self) -> bool {
-        matches!(self, Self::Fullnat | Self::Nat)
+/// `service.scheduler`.
+impl Word for SchedulerKind {
+    const KIND: &'static str = "scheduler";
+    const ALL: &'static [Self] = &[Self::Rr, Self::Wrr, Self::Wlc];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Rr => "rr",
+            Self::Wrr => "wrr",
+            Self::Wlc => "wlc",
+        }
     }
 }
 
-words! {
-    /// `service.scheduler`: how a server is picked.
-    Scheduler: "scheduler" {
-        /// Round robin.
-        Rr = "rr",
-        /// Weighted round robin.
-        Wrr = "wrr",
-        /// Weighted least connections.
-        Wlc = "wlc",
-    }
-}
+/// `service.out_of_state`.
+impl Word for OutOfState {
+    const KIND: &'static str = "out_of_state action";
+    const ALL: &'static [Self] = &[Self::Reset, Self::Drop, Self::Schedule];
 
-words! {
-    /// `service.out_of_state`: what becomes of a packet that belongs to no connection and opens none.
-    OutOfState: "out_of_state action" {
-        /// Answer with a TCP RST.
-        Reset = "reset",
-        /// Drop it.
-        Drop = "drop",
-        /// Schedule it as if it were the first of its connection.
-        Schedule = "schedule",
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Drop => "drop",
+            Self::Schedule => "schedule",
+        }
     }
 }

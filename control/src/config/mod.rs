@@ -1,0 +1,222 @@
+//! The configuration: a TOML file, read twice. [`raw`] is the file as typed; [`resolve`] is what it means, with every
+//! default filled in. All errors are found at once, each with its line and column.
+
+mod diagnostic;
+mod overlap;
+mod parse;
+mod raw;
+mod resolve;
+mod service;
+mod words;
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use shunt_dataplane::conn::Timeouts;
+use shunt_dataplane::scheduler::SchedulerKind;
+use shunt_dataplane::server::Mode;
+use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::tuple::Protocol;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use words::{Driver, Idle, Word, XdpMode};
+
+/// What a configuration file means. Nothing is optional any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[engine]`
+    pub engine: Engine,
+    /// `[api]`
+    pub api: Api,
+    /// `[[port]]`, at least one.
+    pub ports: Vec<Port>,
+    /// `[[service]]`
+    pub services: Vec<Service>,
+}
+
+/// Workers and memory. Fixed while the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// Worker threads.
+    pub workers: u16,
+    /// Cores to pin them to, in order; empty leaves the choice to the kernel.
+    pub cores: Vec<usize>,
+    /// What a worker does when no frame comes.
+    pub idle: Idle,
+    /// Bytes per packet buffer, headroom included.
+    pub buffer_size: u16,
+    /// Packet buffers per worker.
+    pub buffers: u32,
+    /// Connections, all workers together.
+    pub max_connections: u32,
+    /// Whether VIPs and local addresses are added to interfaces and removed again.
+    pub manage_addresses: bool,
+}
+
+/// The channel for people and programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// The Unix socket.
+    pub socket: PathBuf,
+}
+
+/// Where `shunt` is asked when nothing else is configured.
+pub const SOCKET: &str = "/run/shunt/shunt.sock";
+
+/// An interface whose frames we take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name in the kernel.
+    pub interface: String,
+    /// How frames are taken from it.
+    pub driver: Driver,
+    /// Where the XDP program runs (AF_XDP only).
+    pub xdp: XdpMode,
+    /// How many of its queues are used.
+    pub queues: Queues,
+}
+
+/// How many queues of a port are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queues {
+    /// As many as it has.
+    All,
+    /// So many, from number 0 on.
+    First(u16),
+}
+
+/// A service with its servers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Its name: what it is known by from one reload to the next.
+    pub name: String,
+    /// Addresses and ports it answers on.
+    pub listen: Vec<AddressPorts>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The mode of servers that name none.
+    pub mode: Mode,
+    /// How a server is picked.
+    pub scheduler: SchedulerKind,
+    /// FULLNAT local addresses with their ports.
+    pub local: Vec<AddressPorts>,
+    /// What becomes of packets without a connection.
+    pub out_of_state: OutOfState,
+    /// State timeouts.
+    pub timeouts: Timeouts,
+    /// Servers in the file's order.
+    pub servers: Vec<Server>,
+}
+
+/// An address with the ports that count.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressPorts {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+impl AddressPorts {
+    /// The ports.
+    pub fn ports(&self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
+impl std::fmt::Display for AddressPorts {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.first, self.last) {
+            (0, u16::MAX) => write!(out, "{}:0", self.address),
+            (first, last) if first == last => write!(out, "{}:{first}", self.address),
+            (first, last) => write!(out, "{}:{first}-{last}", self.address),
+        }
+    }
+}
+
+/// A server of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// What people call it.
+    pub name: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: ServerPort,
+    /// How packets reach it.
+    pub mode: Mode,
+    /// Share of new connections; 0 takes none.
+    pub weight: u32,
+}
+
+/// Which port of a server packets go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServerPort {
+    /// The port the client asked for.
+    Same,
+    /// This one.
+    Mapped(u16),
+}
+
+/// A configuration file that was read and understood.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it means.
+    pub config: Config,
+    /// Warnings for people; empty when there are none.
+    pub warnings: String,
+}
+
+/// Why a file is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// It is larger than any configuration.
+    #[error("{0}: larger than {FILE_LEN_MAX} bytes; this is no configuration")]
+    TooLong(PathBuf),
+    /// What stands in it is wrong. All of it, rendered.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+/// Largest file that is read, in bytes.
+pub const FILE_LEN_MAX: u64 = 16 << 20;
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or with every error in it.
+    pub fn load(path: &Path, colour: bool) -> Result<Loaded, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(read)?.len() > FILE_LEN_MAX {
+            return Err(ConfigError::TooLong(path.to_owned()));
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::parse(&path.display().to_string(), &text, colour)
+    }
+
+    /// Reads `text`, calling it `path` in messages.
+    ///
+    /// # Errors
+    /// With every error in it.
+    pub fn parse(path: &str, text: &str, colour: bool) -> Result<Loaded, ConfigError> {
+        let mut diagnostics = Diagnostics::default();
+        let config = resolve::resolve(text, &mut diagnostics);
+        let rendered = diagnostics.render(path, text, colour);
+        match config {
+            Some(config) if !diagnostics.has_errors() => Ok(Loaded { config, warnings: rendered }),
+            _ => Err(ConfigError::Wrong(rendered)),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! From the file as typed to what it means: types beyond TOML's, defaults, bounds. Services are [`super::service`]'s,
+//! what must not overlap is [`super::overlap`]'s.
+
+use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
+
+use shunt_dataplane::conn::{State, Timeouts};
+use toml::Spanned;
+
+use super::diagnostic::Diagnostics;
+use super::parse::{self, nearest};
+use super::raw::{self, Typed};
+use super::words::{Driver, Idle, Word, XdpMode};
+use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service};
+
+/// The configuration in `text`. `None` when the text is not even TOML of the right shape; otherwise the value is
+/// good exactly if `diagnostics` has no errors.
+pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Config> {
+    let file: raw::File = match toml::from_str(text) {
+        Ok(file) => file,
+        Err(error) => {
+            shape_error(text, &error, diagnostics);
+            return None;
+        }
+    };
+    let timeouts = timeouts(&file.timeouts, diagnostics);
+    let services: Vec<_> =
+        file.service.iter().map(|typed| service::service(typed, &timeouts, diagnostics)).collect();
+    overlap::names(&services, diagnostics);
+    overlap::listens(&services, diagnostics);
+    overlap::locals(&services, diagnostics);
+    overlap::servers(&services, diagnostics);
+    Some(Config {
+        engine: engine(&file.engine, diagnostics),
+        api: api(&file.api, diagnostics),
+        ports: ports(&file.port, diagnostics),
+        services: services.into_iter().map(|placed| placed.service).collect(),
+    })
+}
+
+/// TOML's own errors: syntax, unknown keys, wrong types. The reader stops at the first.
+fn shape_error(text: &str, error: &toml::de::Error, diagnostics: &mut Diagnostics) {
+    let place = error.span().unwrap_or(0..0);
+    let message = error.message();
+    let Some((unknown, known)) = unknown_key(message) else {
+        let label = if text.get(place.clone()).is_some_and(|typed| typed.starts_with('[')) {
+            "in this table"
+        } else {
+            "here"
+        };
+        diagnostics.error(place, message, label);
+        return;
+    };
+    let diagnostic = diagnostics.error(place, format!("unknown key `{unknown}`"), "no such key here");
+    diagnostic.help(match nearest(unknown, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("keys here are {}", list(known)),
+    });
+}
+
+/// The key and its alternatives in serde's sentence about an unknown field.
+fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
+    let mut quoted = message.strip_prefix("unknown field `")?.split('`').step_by(2);
+    Some((quoted.next()?, quoted.filter(|word| !word.is_empty()).collect()))
+}
+
+/// `a, b and c`, each in backquotes.
+pub(super) fn list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let words: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    match words.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, first)) => format!("{} and {last}", first.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// A word of a closed set, or `default` when none was typed.
+pub(super) fn word<W: Word>(
+    key: &str,
+    typed: &Typed<String>,
+    default: W,
+    diagnostics: &mut Diagnostics,
+) -> W {
+    let Some(typed) = typed else { return default };
+    let Some(word) = W::from_word(typed.as_ref()) else {
+        let all = || W::ALL.iter().map(|word| word.word());
+        let label = format!("unknown {}", W::KIND);
+        let message = format!("{key}: unknown {} {:?}", W::KIND, typed.as_ref());
+        let diagnostic = diagnostics.error(typed.span(), message, label);
+        let known = format!("known are {}", list(all()));
+        diagnostic.help(match nearest(typed.as_ref(), all()) {
+            Some(near) => format!("did you mean `{near}`? {known}"),
+            None => known,
+        });
+        return default;
+    };
+    word
+}
+
+/// An integer within `bounds`, or `default` when none was typed.
+pub(super) fn integer<T>(
+    key: &str,
+    typed: &Typed<i64>,
+    default: T,
+    bounds: RangeInclusive<i64>,
+    diagnostics: &mut Diagnostics,
+) -> T
+where
+    T: TryFrom<i64>,
+{
+    let Some(typed) = typed else { return default };
+    let (first, last) = (*bounds.start(), *bounds.end());
+    match T::try_from(*typed.as_ref()) {
+        Ok(value) if bounds.contains(typed.as_ref()) => value,
+        _ => {
+            let message = format!("{key}: {} is out of range", typed.as_ref());
+            diagnostics.error(typed.span(), message, format!("must be {first} to {last}"));
+            default
+        }
+    }
+}
+
+fn engine(typed: &raw::Engine, diagnostics: &mut Diagnostics) -> Engine {
+    let workers = integer("engine.workers", &typed.workers, 1, 1..=64, diagnostics);
+    let buffer_size = integer("engine.buffer_size", &typed.buffer_size, 2048, 2048..=4096, diagnostics);
+    if let Some(odd) = typed.buffer_size.as_ref().filter(|_| !matches!(buffer_size, 2048 | 4096)) {
+        let message = format!("engine.buffer_size: {} is not possible", odd.as_ref());
+        diagnostics.error(odd.span(), message, "must be 2048 or 4096");
+    }
+    Engine {
+        workers,
+        cores: cores(typed, workers, diagnostics),
+        idle: word("engine.idle", &typed.idle, Idle::Adaptive, diagnostics),
+        buffer_size,
+        buffers: integer("engine.buffers", &typed.buffers, 16_384, 512..=1 << 20, diagnostics),
+        max_connections: integer(
+            "engine.max_connections",
+            &typed.max_connections,
+            262_144,
+            1_024..=1 << 28,
+            diagnostics,
+        ),
+        manage_addresses: typed.manage_addresses.unwrap_or(true),
+    }
+}
+
+fn cores(typed: &raw::Engine, workers: u16, diagnostics: &mut Diagnostics) -> Vec<usize> {
+    let Some(typed) = &typed.cores else { return Vec::new() };
+    let cores = match typed.as_ref() {
+        raw::Cores::Text(text) => parse::cores(text),
+        raw::Cores::List(list) => {
+            let core = |&number: &i64| {
+                usize::try_from(number)
+                    .ok()
+                    .filter(|&core| core < parse::CORES_MAX)
+                    .ok_or_else(|| format!("{number} is not a core"))
+            };
+            list.iter().map(core).collect()
+        }
+    };
+    let cores = match cores {
+        Ok(cores) => cores,
+        Err(why) => {
+            diagnostics
+                .error(typed.span(), format!("engine.cores: {why}"), "not a list of cores")
+                .help("write it as \"2-5,8\" or [2, 3, 4, 5, 8]");
+            return Vec::new();
+        }
+    };
+    let mut sorted = cores.clone();
+    sorted.sort_unstable();
+    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+        diagnostics.error(typed.span(), "engine.cores: a core is named twice", "each core runs one worker");
+    } else if cores.len() < usize::from(workers) {
+        let message = format!("engine.cores: {} cores for {workers} workers", cores.len());
+        diagnostics.error(typed.span(), message, "every worker needs a core of its own");
+    }
+    cores
+}
+
+fn api(typed: &raw::Api, diagnostics: &mut Diagnostics) -> Api {
+    let Some(socket) = &typed.socket else { return Api { socket: SOCKET.into() } };
+    let path = PathBuf::from(socket.as_ref());
+    if !path.is_absolute() {
+        diagnostics.error(socket.span(), "api.socket: not an absolute path", "must begin with /");
+    } else if socket.as_ref().len() > SOCKET_LEN_MAX {
+        let label = format!("the kernel allows {SOCKET_LEN_MAX} bytes");
+        diagnostics.error(socket.span(), "api.socket: the path is too long", label);
+    }
+    Api { socket: path }
+}
+
+/// sun_path of unix(7) has 108 bytes, the last of them zero.
+const SOCKET_LEN_MAX: usize = 107;
+
+fn timeouts(typed: &raw::Timeouts, diagnostics: &mut Diagnostics) -> Timeouts {
+    let mut timeouts = Timeouts::default();
+    let keys = [
+        ("none", State::None, &typed.none),
+        ("established", State::Established, &typed.established),
+        ("syn_sent", State::SynSent, &typed.syn_sent),
+        ("syn_recv", State::SynRecv, &typed.syn_recv),
+        ("fin_wait", State::FinWait, &typed.fin_wait),
+        ("time_wait", State::TimeWait, &typed.time_wait),
+        ("close", State::Close, &typed.close),
+        ("close_wait", State::CloseWait, &typed.close_wait),
+        ("last_ack", State::LastAck, &typed.last_ack),
+        ("listen", State::Listen, &typed.listen),
+        ("synack", State::SynAck, &typed.synack),
+        ("udp", State::Udp, &typed.udp),
+    ];
+    for (key, state, typed) in keys {
+        let Some(typed) = typed else { continue };
+        match parse::duration(typed.as_ref()) {
+            Ok(timeout) => timeouts.set(state, timeout.into()),
+            Err(why) => {
+                let message = format!("timeouts.{key}: {:?} is not possible", typed.as_ref());
+                diagnostics
+                    .error(typed.span(), message, why)
+                    .help("write it as \"900s\", \"15m\" or \"500ms\"");
+            }
+        }
+    }
+    timeouts
+}
+
+fn ports(typed: &[Spanned<raw::Port>], diagnostics: &mut Diagnostics) -> Vec<Port> {
+    if typed.is_empty() {
+        diagnostics
+            .error(0..0, "no [[port]]: there is nothing to receive packets from", "in this file")
+            .help("add [[port]] with interface = \"eth0\"");
+    } else if typed.len() > PORTS_MAX {
+        let place = typed[PORTS_MAX].span();
+        diagnostics.error(place, format!("more than {PORTS_MAX} ports"), "too many");
+    }
+    let mut seen: Vec<(&str, Range<usize>)> = Vec::new();
+    let mut ports = Vec::new();
+    for spanned in typed {
+        let port = spanned.as_ref();
+        let Some(interface) = &port.interface else {
+            diagnostics.error(spanned.span(), "port: `interface` is missing", "of this port");
+            continue;
+        };
+        let name = interface.as_ref().as_str();
+        if let Err(why) = interface_name(name) {
+            diagnostics.error(interface.span(), format!("port.interface: {why}"), "not an interface name");
+        }
+        match seen.iter().find(|(other, _)| *other == name) {
+            Some((_, first)) => {
+                let message = format!("port.interface: {name:?} is a port already");
+                diagnostics.error(interface.span(), message, "again").related(first.clone(), "first here");
+            }
+            None => seen.push((name, interface.span())),
+        }
+        ports.push(resolve_port(name, port, diagnostics));
+    }
+    ports
+}
+
+/// Ports are numbered in eight bits.
+const PORTS_MAX: usize = 64;
+
+fn resolve_port(name: &str, port: &raw::Port, diagnostics: &mut Diagnostics) -> Port {
+    let driver = word("port.driver", &port.driver, Driver::AfXdp, diagnostics);
+    if let Some(xdp) = port.xdp.as_ref().filter(|_| driver == Driver::AfPacket) {
+        let message = format!("port.xdp: {name:?} does not use XDP");
+        let label = "only possible with driver = \"af_xdp\"";
+        diagnostics.error(xdp.span(), message, label);
+    }
+    let queues = match &port.queues {
+        None => Queues::All,
+        typed => Queues::First(integer("port.queues", typed, 1, 1..=256, diagnostics)),
+    };
+    Port {
+        interface: name.to_owned(),
+        driver,
+        xdp: word("port.xdp", &port.xdp, XdpMode::Auto, diagnostics),
+        queues,
+    }
+}
+
+/// What the kernel accepts as a name (net/core/dev.c, dev_valid_name).
+fn interface_name(name: &str) -> Result<(), String> {
+    let odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    match name {
+        "" => Err("the name is empty".to_owned()),
+        "lo" => Err("frames cannot be taken from \"lo\"".to_owned()),
+        _ if name.len() > 15 => Err(format!("{name:?} is longer than 15 bytes")),
+        "." | ".." => Err(format!("{name:?} is no name")),
+        _ if name.contains(odd) => Err(format!("{name:?} has a character that names do not have")),
+        _ => Ok(()),
+    }
+}

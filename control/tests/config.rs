@@ -1,0 +1,50 @@
+//! Configuration files, good and bad: every file of `configs/` loads, every file of `tests/bad/` is refused with the
+//! diagnostics written beside it.
+//!
+//! `EXPECT=write cargo test -p shunt-control --test config` writes the expectations anew; read the difference.
+
+use std::path::{Path, PathBuf};
+
+use shunt_control::config::{Config, ConfigError};
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    assert!(!files.is_empty(), "{} has no files", folder.display());
+    files
+}
+
+#[test]
+fn every_bad_file_is_refused_with_the_diagnostics_beside_it() {
+    let mut wrong = Vec::new();
+    for path in files("tests/bad") {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let Err(ConfigError::Wrong(found)) = Config::parse(&name, &text, false) else {
+            wrong.push(format!("{name}: accepted"));
+            continue;
+        };
+        let beside = path.with_extension("stderr");
+        if std::env::var("EXPECT").is_ok_and(|what| what == "write") {
+            std::fs::write(&beside, &found).unwrap();
+        }
+        let expected = std::fs::read_to_string(&beside).unwrap_or_default();
+        if expected != found {
+            wrong.push(format!("{name}:\n{found}expected:\n{expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_example_loads_without_a_warning() {
+    for path in files("../configs") {
+        match Config::load(&path, false) {
+            Ok(loaded) => assert_eq!(loaded.warnings, "", "{}", path.display()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
