@@ -71,8 +71,8 @@ pub struct Emit<'a> {
 /// Frames a program may originate per call: a burst of frames, each fragmented in two, and then some.
 pub const EMIT_MAX: usize = 4 * BURST;
 
-/// Where originated frames wait for the worker to send them.
-pub type EmitBuffer = arrayvec::ArrayVec<(PortId, Frame), EMIT_MAX>;
+/// Where originated and released frames wait for the worker to carry out their verdicts.
+pub type EmitBuffer = arrayvec::ArrayVec<(Verdict, Frame), EMIT_MAX>;
 
 impl<'a> Emit<'a> {
     /// Originated frames go to `staged`; buffers come from `pool`.
@@ -92,7 +92,13 @@ impl<'a> Emit<'a> {
 
     /// Sends `frame` out of `port`. When the call's bound is reached the frame is freed and false returned.
     pub fn send(&mut self, port: PortId, frame: Frame) -> bool {
-        match self.staged.try_push((port, frame)) {
+        self.release(Verdict::Forward(port), frame)
+    }
+
+    /// Lets `frame`, which the program had kept, go as `verdict` says. When the call's bound is reached the frame is
+    /// freed and false returned.
+    pub fn release(&mut self, verdict: Verdict, frame: Frame) -> bool {
+        match self.staged.try_push((verdict, frame)) {
             Ok(()) => true,
             Err(refused) => {
                 self.pool.free(refused.element().1);
