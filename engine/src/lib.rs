@@ -6,17 +6,26 @@
 //!
 //! All `unsafe` of the product is in this crate, in the files that lift the lint at their head.
 
+pub mod assign;
 pub mod burst;
 pub mod clock;
 pub mod counters;
 pub mod frame;
+pub mod idle;
+pub mod lcore;
 pub mod mem;
 pub mod mempool;
+pub mod outbox;
 pub mod port;
 pub mod program;
 pub mod publish;
+pub mod report;
+pub mod ring;
 pub mod rss;
 pub mod steer;
+mod sync;
+pub mod waker;
+pub mod worker;
 
 pub use burst::{BURST, Burst};
 pub use clock::{Duration, Instant};

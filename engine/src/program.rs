@@ -54,6 +54,9 @@ pub trait Program: Send {
 
     /// Does bounded work that time makes due. Called once per loop; returns when it wants to be called at the latest.
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant>;
+
+    /// Frees every frame the program kept. Called once, when its worker ends.
+    fn close(&mut self, _pool: &mut Mempool) {}
 }
 
 /// One verdict per frame of a burst.
