@@ -7,6 +7,7 @@
 
 pub mod conn;
 pub mod counters;
+pub mod hash;
 pub mod neigh;
 pub mod route;
 pub mod scheduler;

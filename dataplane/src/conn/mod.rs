@@ -1,9 +1,13 @@
 //! Connections: the records, the table that finds them, the states they go through and when they end.
 
+mod bucket;
 mod entry;
+mod table;
 mod tcp_state;
 mod timeouts;
+mod wheel;
 
 pub use entry::{Conn, ConnFlags, Ticks};
-pub use tcp_state::State;
+pub use table::{ConnId, Direction, Expired, Hash, Hit, InsertError, Table};
+pub use tcp_state::{State, View};
 pub use timeouts::Timeouts;

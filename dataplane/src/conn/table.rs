@@ -1,0 +1,529 @@
+//! The connection table of one worker: finds a connection by either of its tuples. All memory is taken at start.
+//!
+//! Records are a slab of [`Conn`]s; the index (`bucket.rs`) leads from a tuple's hash to a record, where the exact key
+//! is compared; the wheel (`wheel.rs`) says when a record is looked at for its timeout. A burst is looked up in stages,
+//! so that its cache misses overlap: [`Table::hash`] and [`Table::prefetch_bucket`] for all, then [`Table::candidate`]
+//! and [`Table::prefetch_record`] for all, then [`Table::lookup`].
+
+use shunt_engine::mem::{Slab, prefetch};
+
+use super::bucket::{Entry, Index, RECORDS_MAX};
+use super::wheel::{LINK_BYTES, Wheel};
+use super::{Conn, Ticks};
+use crate::hash::KeyedHash;
+use crate::tuple::{Address, Tuple};
+
+pub use super::bucket::Hash;
+
+/// The number of a record. Valid until the record is removed or expires; then it may name another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u32);
+
+/// As which of its two tuples a connection was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// [`Conn::request`]: towards the server.
+    Request,
+    /// [`Conn::reply`]: towards the client.
+    Reply,
+}
+
+/// A connection found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// Which.
+    pub id: ConnId,
+    /// By which tuple.
+    pub direction: Direction,
+}
+
+/// Why a connection could not be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// No record or no slot is free.
+    Full,
+    /// One of its tuples is in the table already.
+    Exists,
+}
+
+/// What one call of [`Table::expire`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Records looked at.
+    pub visited: usize,
+    /// Records removed.
+    pub removed: usize,
+}
+
+/// Connections of one address family.
+#[derive(Debug)]
+pub struct Table<A> {
+    records: Slab<Conn<A>>,
+    index: Index,
+    wheel: Wheel,
+    hash: KeyedHash,
+    /// Records in use.
+    len: usize,
+    /// The first free record; each names the next in `last_seen`, the last one the capacity.
+    free: u32,
+}
+
+impl<A: Address> Table<A> {
+    /// A table for `capacity` connections, each with both directions, hashed under `secret`.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it, or `capacity` is 0 or above 2³⁰.
+    pub fn new(capacity: usize, secret: [u64; 2]) -> std::io::Result<Self> {
+        if capacity == 0 || capacity > RECORDS_MAX {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let mut records = Slab::<Conn<A>>::zeroed(capacity)?;
+        for (number, record) in records.iter_mut().enumerate() {
+            // A free record names the next free one; one past the end ends the list.
+            record.last_seen = Ticks(number as u32 + 1);
+        }
+        Ok(Self {
+            records,
+            index: Index::new(capacity * 2)?,
+            wheel: Wheel::new(capacity as u32)?,
+            hash: KeyedHash::new(secret, HASH_PURPOSE),
+            len: 0,
+            free: 0,
+        })
+    }
+
+    /// Bytes a table for `capacity` connections takes, the wheel's heads apart.
+    pub fn bytes_for(capacity: usize) -> usize {
+        capacity * (std::mem::size_of::<Conn<A>>() + LINK_BYTES) + Index::bytes_for(capacity * 2)
+    }
+
+    /// The hash of `tuple` in this table.
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple<A>) -> Hash {
+        Hash(self.hash.tuple(tuple))
+    }
+
+    /// Asks the cache for the bucket where `hash` is looked up first.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: Hash) {
+        self.index.prefetch(hash);
+    }
+
+    /// The record that is probably under `hash`: to be prefetched, not to be believed.
+    #[inline]
+    pub fn candidate(&self, hash: Hash) -> Option<ConnId> {
+        self.index.candidate(hash).map(ConnId)
+    }
+
+    /// Asks the cache for a record.
+    #[inline]
+    pub fn prefetch_record(&self, id: ConnId) {
+        let record = &raw const self.records[id.0 as usize];
+        prefetch(record);
+        if const { std::mem::size_of::<Conn<A>>() > 64 } {
+            prefetch(record.cast::<u8>().wrapping_add(64));
+        }
+    }
+
+    /// The connection one of whose tuples is exactly `tuple`; `hash` must be the tuple's.
+    #[inline]
+    pub fn lookup(&self, tuple: &Tuple<A>, hash: Hash) -> Option<Hit> {
+        debug_assert_eq!(hash, self.hash(tuple));
+        let entry = self.index.find(hash, |entry| {
+            let conn = &self.records[entry.record as usize];
+            let (src, dst) = match entry.direction {
+                Direction::Request => (&conn.client, &conn.vip),
+                Direction::Reply => (&conn.server, &conn.peer),
+            };
+            *src == tuple.src && *dst == tuple.dst && conn.protocol == tuple.protocol.number()
+        })?;
+        Some(Hit { id: ConnId(entry.record), direction: entry.direction })
+    }
+
+    /// Whether `tuple` belongs to a connection, in either direction.
+    pub fn contains(&self, tuple: &Tuple<A>) -> bool {
+        self.lookup(tuple, self.hash(tuple)).is_some()
+    }
+
+    /// Adds `conn` at `now`: it can be found by its request and, where the mode sees replies, by its reply. Its
+    /// `last_seen` becomes `now`; its `timeout` counts from there.
+    ///
+    /// # Errors
+    /// [`InsertError`]; the table is unchanged then.
+    pub fn insert(&mut self, mut conn: Conn<A>, now: Ticks) -> Result<ConnId, InsertError> {
+        let (request, reply) = (conn.request(), conn.reply());
+        let request_hash = self.hash(&request);
+        let reply_hash = reply.map(|reply| self.hash(&reply));
+        if self.lookup(&request, request_hash).is_some() || reply == Some(request) {
+            return Err(InsertError::Exists);
+        }
+        if let (Some(reply), Some(hash)) = (reply, reply_hash)
+            && self.lookup(&reply, hash).is_some()
+        {
+            return Err(InsertError::Exists);
+        }
+        let record = self.free;
+        if record as usize == self.records.len() {
+            return Err(InsertError::Full);
+        }
+        let entry = Entry { record, direction: Direction::Request };
+        if !self.index.insert(request_hash, entry) {
+            return Err(InsertError::Full);
+        }
+        if let Some(hash) = reply_hash
+            && !self.index.insert(hash, Entry { record, direction: Direction::Reply })
+        {
+            self.index.remove(request_hash, entry);
+            return Err(InsertError::Full);
+        }
+        if self.len == 0 {
+            self.wheel.start(now);
+        }
+        conn.last_seen = now;
+        self.wheel.file(record, due(&conn));
+        let slot = &mut self.records[record as usize];
+        self.free = slot.last_seen.0;
+        *slot = conn;
+        self.len += 1;
+        Ok(ConnId(record))
+    }
+
+    /// The connection `id`.
+    ///
+    /// # Panics
+    /// When `id` is not of this table.
+    #[inline]
+    pub fn get(&self, id: ConnId) -> &Conn<A> {
+        let conn = &self.records[id.0 as usize];
+        debug_assert!(is_live(conn), "record {} is free", id.0);
+        conn
+    }
+
+    /// The connection `id`, to be changed. Its four endpoints, protocol and mode are the keys it is found by and must
+    /// stay; a timeout that becomes shorter must go through [`Table::set_timeout`] to be kept in time.
+    ///
+    /// # Panics
+    /// When `id` is not of this table.
+    #[inline]
+    pub fn get_mut(&mut self, id: ConnId) -> &mut Conn<A> {
+        let conn = &mut self.records[id.0 as usize];
+        debug_assert!(is_live(conn), "record {} is free", id.0);
+        conn
+    }
+
+    /// Gives the connection `id`, last seen when its record says, another idle timeout. In constant time; the wheel is
+    /// touched only when the connection becomes due earlier than it is filed.
+    #[inline]
+    pub fn set_timeout(&mut self, id: ConnId, timeout: Ticks) {
+        let conn = self.get_mut(id);
+        let shorter = timeout < conn.timeout;
+        conn.timeout = timeout;
+        if shorter {
+            let due = due(conn);
+            self.wheel.advance(id.0, due);
+        }
+    }
+
+    /// Removes the connection `id` and returns its last record.
+    ///
+    /// # Panics
+    /// When `id` is not of this table.
+    pub fn remove(&mut self, id: ConnId) -> Conn<A> {
+        self.wheel.unfile(id.0);
+        self.release(id)
+    }
+
+    /// Looks at up to `budget` connections whose time may have come. Those idle for their timeout are removed and told
+    /// to `on_removed`; the others are filed for when they will be. A connection goes at most half a second after its
+    /// timeout, given the budget suffices; never before it.
+    pub fn expire(&mut self, now: Ticks, budget: usize, mut on_removed: impl FnMut(&Conn<A>)) -> Expired {
+        let mut expired = Expired::default();
+        while expired.visited < budget
+            && let Some(record) = self.wheel.pop(now)
+        {
+            expired.visited += 1;
+            let conn = &self.records[record as usize];
+            if now.since(conn.last_seen) >= conn.timeout.0 {
+                let conn = self.release(ConnId(record));
+                on_removed(&conn);
+                expired.removed += 1;
+            } else {
+                self.wheel.file(record, due(conn));
+            }
+        }
+        expired
+    }
+
+    /// Shows the connections among `limit` records from number `from` on, and returns where to go on; `None` at the
+    /// end. A dump is done in steps, so that the packet path is never held up long.
+    pub fn scan(&self, from: u32, limit: u32, mut on_conn: impl FnMut(ConnId, &Conn<A>)) -> Option<u32> {
+        let until = from.saturating_add(limit).min(self.records.len() as u32);
+        for number in from..until {
+            let conn = &self.records[number as usize];
+            if is_live(conn) {
+                on_conn(ConnId(number), conn);
+            }
+        }
+        ((until as usize) < self.records.len()).then_some(until)
+    }
+
+    /// Connections in the table.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Connections the table has room for.
+    pub fn capacity(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Takes an unfiled record out of the index and into the list of free ones.
+    fn release(&mut self, id: ConnId) -> Conn<A> {
+        let conn = *self.get(id);
+        let request = Entry { record: id.0, direction: Direction::Request };
+        let mut found = self.index.remove(self.hash(&conn.request()), request);
+        if let Some(tuple) = conn.reply() {
+            found &= self.index.remove(self.hash(&tuple), Entry { direction: Direction::Reply, ..request });
+        }
+        debug_assert!(found, "the keys of record {} were changed", id.0);
+        let record = &mut self.records[id.0 as usize];
+        record.protocol = FREE;
+        record.last_seen = Ticks(self.free);
+        self.free = id.0;
+        self.len -= 1;
+        conn
+    }
+}
+
+/// When `conn` will have been idle for its timeout, if no packet comes.
+fn due<A>(conn: &Conn<A>) -> Ticks {
+    Ticks(conn.last_seen.0.wrapping_add(conn.timeout.0))
+}
+
+fn is_live<A>(conn: &Conn<A>) -> bool {
+    conn.protocol != FREE
+}
+
+/// The protocol number of a record that is not in use.
+const FREE: u8 = 0;
+
+/// Keeps the table's hash independent of the one that chooses workers: all flows here share a worker.
+const HASH_PURPOSE: u64 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Mode;
+    use crate::tuple::{Endpoint, Protocol, V4, V6};
+    use zerocopy::FromZeros;
+
+    /// Connection number `i`: a client of its own, and in FULLNAT a local endpoint of its own.
+    fn conn(i: u32, mode: Mode, timeout: u32) -> Conn<V4> {
+        let client = Endpoint::new(V4(0x0a00_0000 + i / 50_000), 1024 + (i % 50_000) as u16);
+        let local = Endpoint::new(V4(0x0b00_0000 + i / 50_000), 1024 + (i % 50_000) as u16);
+        Conn {
+            client,
+            vip: Endpoint::new(V4(0xcb00_710a), 80),
+            server: Endpoint::new(V4(0xc0a8_0001), 8080),
+            peer: if mode == Mode::Fullnat { local } else { client },
+            timeout: Ticks(timeout),
+            mode: mode as u8,
+            protocol: Protocol::Tcp.number(),
+            ..Conn::new_zeroed()
+        }
+    }
+
+    fn table(capacity: usize) -> Table<V4> {
+        Table::new(capacity, [1, 2]).unwrap()
+    }
+
+    fn find(table: &Table<V4>, tuple: Tuple<V4>) -> Option<Hit> {
+        table.lookup(&tuple, table.hash(&tuple))
+    }
+
+    #[test]
+    fn a_connection_is_found_by_both_tuples_where_replies_are_seen() {
+        let mut table = table(16);
+        for (i, mode) in Mode::ALL.into_iter().enumerate() {
+            let conn = conn(i as u32, mode, 100);
+            let id = table.insert(conn, Ticks(0)).unwrap();
+            let request = Hit { id, direction: Direction::Request };
+            let reply = Hit { id, direction: Direction::Reply };
+            assert_eq!(find(&table, conn.request()), Some(request));
+            assert_eq!(table.candidate(table.hash(&conn.request())), Some(id));
+            let answer = Tuple { src: conn.server, dst: conn.peer, protocol: Protocol::Tcp };
+            assert_eq!(find(&table, answer), mode.sees_replies().then_some(reply), "{mode:?}");
+            assert_eq!(find(&table, conn.request().reversed()), None);
+            assert_eq!(find(&table, Tuple { protocol: Protocol::Udp, ..conn.request() }), None);
+        }
+        assert_eq!(table.len(), 4);
+    }
+
+    #[test]
+    fn a_removed_connection_is_found_by_neither_tuple_and_its_record_is_used_again() {
+        let mut table = table(1);
+        let first = conn(1, Mode::Fullnat, 100);
+        let id = table.insert(first, Ticks(0)).unwrap();
+        assert_eq!(table.insert(conn(2, Mode::Dr, 100), Ticks(0)), Err(InsertError::Full));
+        assert_eq!(table.remove(id).request(), first.request());
+        assert!(!table.contains(&first.request()) && !table.contains(&first.reply().unwrap()));
+        assert_eq!(table.insert(conn(2, Mode::Dr, 100), Ticks(0)), Ok(id));
+    }
+
+    #[test]
+    fn no_tuple_is_in_the_table_twice() {
+        let mut table = table(16);
+        let one = conn(1, Mode::Fullnat, 100);
+        table.insert(one, Ticks(0)).unwrap();
+        let same_request = Conn { peer: Endpoint::new(V4(9), 9), ..one };
+        let same_reply = Conn { client: Endpoint::new(V4(9), 9), ..one };
+        // The other's reply is this one's request, and the reverse.
+        let crossed = Conn { client: one.server, vip: one.peer, mode: Mode::Dr as u8, ..one };
+        let itself = Conn { server: one.client, peer: one.vip, client: one.client, vip: one.vip, ..one };
+        for again in [one, same_request, same_reply, crossed, itself] {
+            assert_eq!(table.insert(again, Ticks(0)), Err(InsertError::Exists));
+        }
+        assert_eq!(table.len(), 1);
+        let itself = Conn { server: Endpoint::new(V4(7), 7), client: Endpoint::new(V4(7), 7), ..itself };
+        let itself = Conn { peer: itself.vip, ..itself };
+        assert_eq!(table.insert(itself, Ticks(0)), Err(InsertError::Exists));
+    }
+
+    #[test]
+    fn every_record_can_be_used_with_both_directions() {
+        const CAPACITY: u32 = 100_000;
+        let mut table = table(CAPACITY as usize);
+        for i in 0..CAPACITY {
+            table.insert(conn(i, Mode::Fullnat, 100), Ticks(0)).unwrap();
+        }
+        println!("index load with every record in use: {:.3}", table.index.load());
+        assert_eq!(table.insert(conn(CAPACITY, Mode::Fullnat, 100), Ticks(0)), Err(InsertError::Full));
+        assert_eq!((table.len(), table.capacity()), (CAPACITY as usize, CAPACITY as usize));
+        for i in 0..CAPACITY {
+            let conn = conn(i, Mode::Fullnat, 100);
+            let (request, reply) = (find(&table, conn.request()), find(&table, conn.reply().unwrap()));
+            assert_eq!(request.unwrap().id, reply.unwrap().id);
+        }
+    }
+
+    #[test]
+    fn an_ipv4_connection_costs_at_most_128_bytes_everything_included() {
+        for capacity in [1_000, 100_000, 222_822, 222_823, 1_000_000, 10_000_000] {
+            let each = Table::<V4>::bytes_for(capacity) as f64 / capacity as f64;
+            println!("{capacity}: {each:.1} bytes per connection");
+            assert!(each <= 128.0, "{capacity}: {each}");
+        }
+    }
+
+    #[test]
+    fn ipv6_connections_are_found_too() {
+        let mut table = Table::<V6>::new(100, [1, 2]).unwrap();
+        let endpoint = |last, port| Endpoint::new(V6([0x2001_0db8, 0, 0, last]), port);
+        let conn = Conn {
+            client: endpoint(1, 1000),
+            vip: endpoint(2, 80),
+            server: endpoint(3, 8080),
+            peer: endpoint(4, 5000),
+            timeout: Ticks(10),
+            protocol: Protocol::Udp.number(),
+            ..Conn::new_zeroed()
+        };
+        let id = table.insert(conn, Ticks(0)).unwrap();
+        table.prefetch_record(id);
+        let reply = conn.reply().unwrap();
+        let hit = Hit { id, direction: Direction::Reply };
+        assert_eq!(table.lookup(&reply, table.hash(&reply)), Some(hit));
+    }
+
+    #[test]
+    fn an_idle_connection_goes_when_its_timeout_is_over_not_before_and_not_long_after() {
+        let second = 1_000_000_000_u64.div_ceil(1 << Ticks::SHIFT) as u32;
+        for timeout in [1, 10, second, 10 * second, 900 * second, 3000 * second] {
+            let mut table = table(4);
+            let start = 77_777;
+            table.insert(conn(1, Mode::Nat, timeout), Ticks(start)).unwrap();
+            let removed = (start..).find(|&now| table.expire(Ticks(now), 10, |_| ()).removed == 1).unwrap();
+            let idle = removed - start;
+            assert!(idle >= timeout && idle <= timeout + second / 2, "{timeout}: went after {idle}");
+        }
+    }
+
+    #[test]
+    fn a_busy_connection_stays_and_goes_one_timeout_after_its_last_packet() {
+        let mut table = table(4);
+        let id = table.insert(conn(1, Mode::Nat, 100), Ticks(0)).unwrap();
+        let mut visits = 0;
+        for now in 0..10_000 {
+            if now % 90 == 0 {
+                table.get_mut(id).last_seen = Ticks(now);
+            }
+            let expired = table.expire(Ticks(now), 10, |_| ());
+            assert_eq!(expired.removed, 0);
+            visits += expired.visited;
+        }
+        assert!(visits < 1200, "a wheel that moves per packet: {visits}");
+        let last = table.get(id).last_seen.0;
+        let removed = (10_000..).find(|&now| table.expire(Ticks(now), 10, |_| ()).removed == 1).unwrap();
+        assert!((last + 100..=last + 107).contains(&removed));
+    }
+
+    #[test]
+    fn a_shorter_timeout_counts_from_the_last_packet_and_a_longer_one_does_too() {
+        let mut table = table(4);
+        let closing = table.insert(conn(1, Mode::Nat, 13_000), Ticks(0)).unwrap();
+        let growing = table.insert(conn(2, Mode::Nat, 100), Ticks(0)).unwrap();
+        table.get_mut(closing).last_seen = Ticks(50);
+        table.set_timeout(closing, Ticks(150));
+        table.set_timeout(growing, Ticks(400));
+        let mut gone = Vec::new();
+        for now in 50..1000 {
+            table.expire(Ticks(now), 10, |conn| gone.push((conn.client.port, now)));
+        }
+        assert_eq!(gone.iter().map(|&(port, _)| port).collect::<Vec<_>>(), [1025, 1026]);
+        assert!((200..=207).contains(&gone[0].1) && (400..=407).contains(&gone[1].1), "{gone:?}");
+    }
+
+    #[test]
+    fn one_call_looks_at_no_more_than_its_budget_and_the_next_goes_on() {
+        let mut table = table(1000);
+        for i in 0..1000 {
+            table.insert(conn(i, Mode::Nat, 10), Ticks(0)).unwrap();
+        }
+        let mut calls = 0;
+        while !table.is_empty() {
+            let expired = table.expire(Ticks(1000), 64, |_| ());
+            assert!(expired.visited <= 64 && expired.removed == expired.visited);
+            calls += 1;
+        }
+        assert_eq!(calls, 1000_usize.div_ceil(64));
+        assert_eq!(table.index.load(), 0.0);
+    }
+
+    #[test]
+    fn a_dump_in_steps_shows_every_connection_once() {
+        let mut table = table(100);
+        let ids: Vec<_> = (0..60).map(|i| table.insert(conn(i, Mode::Nat, 10), Ticks(0)).unwrap()).collect();
+        for &id in ids.iter().step_by(3) {
+            table.remove(id);
+        }
+        let (mut seen, mut steps, mut from) = (Vec::new(), 0, Some(0));
+        while let Some(number) = from {
+            from = table.scan(number, 7, |id, _| seen.push(id));
+            steps += 1;
+        }
+        assert_eq!(steps, 100_usize.div_ceil(7));
+        assert_eq!(seen.len(), 40);
+        assert!(seen.is_sorted() && seen.iter().all(|id| ids.contains(id)));
+    }
+
+    #[test]
+    fn a_table_of_no_size_or_of_an_impossible_one_is_refused() {
+        assert!(Table::<V4>::new(0, [1, 2]).is_err());
+        assert!(Table::<V4>::new(RECORDS_MAX + 1, [1, 2]).is_err());
+    }
+}
