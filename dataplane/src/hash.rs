@@ -62,7 +62,7 @@ pub const fn reduce(hash: u64, n: u32) -> u32 {
 
 /// One 64 × 64 → 128 bit product, folded: every input bit reaches every output bit.
 #[inline]
-const fn mix(a: u64, b: u64) -> u64 {
+pub(crate) const fn mix(a: u64, b: u64) -> u64 {
     let product = a as u128 * b as u128;
     product as u64 ^ (product >> 64) as u64
 }

@@ -1,0 +1,91 @@
+//! `rr`: the servers in turn, weights ignored except 0, which takes no connections.
+
+use super::ServiceState;
+use crate::service::Candidate;
+
+/// The candidate after the one picked last. Where that one is gone, its place is where the turn goes on.
+pub(super) fn pick(candidates: &[Candidate], state: &mut ServiceState, seed: u64) -> Option<usize> {
+    let count = candidates.len();
+    if count == 0 {
+        return None;
+    }
+    let start = match state.last {
+        None => (seed % count as u64) as usize,
+        Some((id, place)) => {
+            let is_last = |candidate: &Candidate| candidate.id == id;
+            match candidates.get(place) {
+                Some(candidate) if is_last(candidate) => place + 1,
+                _ => candidates.iter().position(is_last).map_or(place, |place| place + 1),
+            }
+        }
+    };
+    let picked = (start..start + count).map(|i| i % count).find(|&i| candidates[i].weight > 0)?;
+    state.last = Some((candidates[picked].id, picked));
+    Some(picked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{candidates, shares};
+    use super::super::{SchedulerKind, SchedulerState};
+    use crate::service::{Candidate, ServiceId};
+    use proptest::prelude::*;
+
+    fn sequence(state: &mut SchedulerState, candidates: &[Candidate], picks: usize) -> Vec<u32> {
+        let mut pick = || state.pick(ServiceId(0), SchedulerKind::Rr, candidates).unwrap();
+        (0..picks).map(|_| candidates[pick()].id.slot).collect()
+    }
+
+    #[test]
+    fn a_million_picks_are_shared_evenly() {
+        let mut state = SchedulerState::new(1, 8, 3);
+        let weights = [1, 5, 0, 1, 100, 0, 7, 1];
+        let shares = shares(&mut state, SchedulerKind::Rr, &candidates(&weights), 1_000_000);
+        for (share, weight) in shares.into_iter().zip(weights) {
+            let expected = if weight == 0 { 0 } else { 1_000_000 / 6 };
+            assert!(share.abs_diff(expected) <= 1, "{share}");
+        }
+    }
+
+    #[test]
+    fn a_reload_goes_on_where_the_turn_was() {
+        let mut state = SchedulerState::new(1, 8, 3);
+        let all = candidates(&[1, 1, 1, 1, 1]);
+        while state.pick(ServiceId(0), SchedulerKind::Rr, &all) != Some(2) {}
+        // 0 is removed: the next is still 3.
+        let without_first = all[1..].to_vec();
+        assert_eq!(sequence(&mut state, &without_first, 4), [3, 4, 1, 2]);
+        // The one picked last is removed: the one after it is next.
+        let without_last: Vec<_> = without_first.into_iter().filter(|c| c.id.slot != 2).collect();
+        assert_eq!(sequence(&mut state, &without_last, 3), [3, 4, 1]);
+        // Servers are added in front.
+        assert_eq!(sequence(&mut state, &all, 4), [2, 3, 4, 0]);
+    }
+
+    #[test]
+    fn services_have_turns_of_their_own() {
+        let mut state = SchedulerState::new(2, 2, 3);
+        let all = candidates(&[1, 1]);
+        let first = state.pick(ServiceId(0), SchedulerKind::Rr, &all).unwrap();
+        for _ in 0..3 {
+            state.pick(ServiceId(1), SchedulerKind::Rr, &all);
+        }
+        assert_eq!(state.pick(ServiceId(0), SchedulerKind::Rr, &all), Some(1 - first));
+    }
+
+    proptest! {
+        #[test]
+        fn within_one_turn_everybody_with_a_weight_comes_once(weights in prop::collection::vec(0u32..3, 1..20), seed: u64) {
+            let all = candidates(&weights);
+            let mut state = SchedulerState::new(1, 20, seed);
+            let mut expected: Vec<_> = all.iter().filter(|c| c.weight > 0).map(|c| c.id.slot).collect();
+            prop_assume!(!expected.is_empty());
+            for _ in 0..3 {
+                let mut turn = sequence(&mut state, &all, expected.len());
+                turn.sort_unstable();
+                expected.sort_unstable();
+                prop_assert_eq!(&turn, &expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `wrr`: each server in proportion to its weight, as evenly spread as it goes. LVS's own `wrr` sends bursts to heavy
+//! servers; this one is smooth: every pick owes each server its weight, and the one owed most pays for the whole round.
+
+use super::{Servers, ServiceState, random};
+use crate::service::Candidate;
+
+/// The candidate that is owed most; the earlier one when two are owed the same.
+pub(super) fn pick(
+    candidates: &[Candidate],
+    state: &mut ServiceState,
+    servers: &mut Servers,
+    seed: u64,
+) -> Option<usize> {
+    let total: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
+    if total == 0 {
+        return None;
+    }
+    if state.total != total {
+        rescale(candidates, servers, state.total, total);
+        state.total = total;
+    }
+    let mut best: Option<(usize, i64)> = None;
+    for (place, candidate) in candidates.iter().enumerate().filter(|(_, candidate)| candidate.weight > 0) {
+        let server = servers.tenant(candidate.id);
+        // Less than a round's worth, at random: where the sequence starts, and less than one pick of unfairness.
+        let start = || (random(seed, u64::from(candidate.id.slot)) % total) as i64;
+        let credit = server.credit.unwrap_or_else(start) + i64::from(candidate.weight);
+        server.credit = Some(credit);
+        if best.is_none_or(|(_, most)| credit > most) {
+            best = Some((place, credit));
+        }
+    }
+    let (place, credit) = best?;
+    servers.tenant(candidates[place].id).credit = Some(credit - total as i64);
+    state.last = Some((candidates[place].id, place));
+    Some(place)
+}
+
+/// Keeps what servers are owed in proportion when the sum of weights changes: a debt of many rounds at large weights
+/// must not starve a server for ages at small ones.
+fn rescale(candidates: &[Candidate], servers: &mut Servers, before: u64, total: u64) {
+    for candidate in candidates {
+        let server = servers.tenant(candidate.id);
+        server.credit = server.credit.filter(|_| before > 0).map(|credit| {
+            let scaled = i128::from(credit) * i128::from(total) / i128::from(before);
+            scaled.clamp(-i128::from(total), i128::from(total)) as i64
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{candidates, shares};
+    use super::super::{SchedulerKind, SchedulerState};
+    use crate::service::ServiceId;
+    use proptest::prelude::*;
+
+    const WRR: SchedulerKind = SchedulerKind::Wrr;
+
+    /// The longest run of picks of one server.
+    fn burst_max(weights: &[u32], picks: usize) -> usize {
+        let all = candidates(weights);
+        let mut state = SchedulerState::new(1, weights.len(), 3);
+        let picks: Vec<_> = (0..picks).map(|_| state.pick(ServiceId(0), WRR, &all).unwrap()).collect();
+        picks.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap()
+    }
+
+    #[test]
+    fn a_million_picks_are_shared_by_weight_within_one_per_cent() {
+        for weights in [vec![1, 2, 3, 4], vec![65535, 1, 100, 0], vec![7; 9], vec![5, 1, 1]] {
+            let total: u32 = weights.iter().sum();
+            let mut state = SchedulerState::new(1, 9, 5);
+            let shares = shares(&mut state, WRR, &candidates(&weights), 1_000_000);
+            for (&share, &weight) in shares.iter().zip(&weights) {
+                let expected = 1e6 * f64::from(weight) / f64::from(total);
+                assert!((f64::from(share) - expected).abs() <= 2.0, "{weights:?}: {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn picks_are_spread_and_do_not_come_in_bursts() {
+        assert_eq!(burst_max(&[1, 1, 1], 1000), 1);
+        assert_eq!(burst_max(&[100, 100], 1000), 1);
+        // LVS would send 50 in a row to the first.
+        assert!(burst_max(&[100, 50], 10_000) <= 2);
+        assert!(burst_max(&[100, 99, 98], 10_000) <= 2);
+        // Five of seven cannot be spread better than in runs of a few.
+        assert!(burst_max(&[5, 1, 1], 10_000) <= 4);
+    }
+
+    #[test]
+    fn a_changed_weight_is_in_force_at_once_whatever_the_weights_were() {
+        for (before, after) in
+            [([60_000, 60_000, 1], [1, 1, 1]), ([1, 1, 1], [60_000, 60_000, 1]), ([0, 5, 9], [3, 3, 3])]
+        {
+            let mut state = SchedulerState::new(1, 3, 5);
+            shares(&mut state, WRR, &candidates(&before), 1017);
+            let picks = 3000;
+            let shares = shares(&mut state, WRR, &candidates(&after), picks);
+            let total: u32 = after.iter().sum();
+            for (share, weight) in shares.into_iter().zip(after) {
+                let expected = f64::from(picks) * f64::from(weight) / f64::from(total);
+                assert!(
+                    (f64::from(share) - expected).abs() <= 3.0,
+                    "{before:?} → {after:?}: {share} for {weight}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_reload_that_changes_nothing_keeps_the_sequence() {
+        let all = candidates(&[3, 2, 1]);
+        let (mut one, mut other) = (SchedulerState::new(1, 3, 5), SchedulerState::new(1, 3, 5));
+        for _ in 0..100 {
+            let reloaded = all.clone();
+            assert_eq!(one.pick(ServiceId(0), WRR, &all), other.pick(ServiceId(0), WRR, &reloaded));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn at_every_moment_each_server_has_its_share_within_a_pick_per_server(
+            weights in prop::collection::vec(0u32..200, 1..12), seed: u64,
+        ) {
+            let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
+            prop_assume!(total > 0);
+            let all = candidates(&weights);
+            let mut state = SchedulerState::new(1, 12, seed);
+            let mut picked = vec![0u64; weights.len()];
+            for round in 1..=500u64 {
+                picked[state.pick(ServiceId(0), WRR, &all).unwrap()] += 1;
+                for (&count, &weight) in picked.iter().zip(&weights) {
+                    let expected = round as f64 * f64::from(weight) / total as f64;
+                    let allowed = if weight == 0 { 0.0 } else { weights.len() as f64 };
+                    prop_assert!((count as f64 - expected).abs() <= allowed, "{weights:?} {picked:?} at {round}");
+                }
+            }
+        }
+    }
+}
