@@ -1,8 +1,9 @@
 //! Packet I/O and per-core poll-mode workers. Engine knows frames: it has no word for what a frame is for.
 //!
 //! Read in this order: [`frame`] and [`mempool`] (who owns a buffer), [`port`] (where frames come from and go),
-//! [`program`] (what a worker runs), [`worker`] (the loop), [`publish`] and [`counters`] (how a worker hears from
-//! and tells the rest of the process).
+//! [`program`] (what a worker runs), [`worker`] (the loop), [`outbox`] and [`ring`] (where frames go from there),
+//! [`idle`] and [`waker`] (what happens when there are none), [`lcore`] (threads), [`publish`], [`counters`] and
+//! [`report`] (how a worker hears from and tells the rest of the process).
 //!
 //! All `unsafe` of the product is in this crate, in the files that lift the lint at their head.
 

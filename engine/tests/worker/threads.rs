@@ -118,8 +118,9 @@ fn every_frame_is_accounted_for_when_workers_stop() {
     const FRAMES: usize = 60_000;
     let mut bench = Bench::new(&[3, 1], true);
     let workers = Workers::start(bench.idle_workers(3), None).unwrap();
-    let mut fed = 0u32;
+    let (mut fed, start) = (0u32, Instant::now());
     while (fed as usize) < FRAMES {
+        assert!(start.elapsed() < PATIENCE, "workers receive no more after {fed} frames");
         // To another worker, which has no transmit queue on port 1, unless it is worker 0.
         let waiting: usize = bench.wires[0].iter().map(|wire| wire.input.lock().unwrap().len()).sum();
         if waiting > 100 {

@@ -112,6 +112,26 @@ fn a_port_that_does_not_keep_up_has_a_bounded_backlog_and_keeps_order() {
 }
 
 #[test]
+fn frames_do_not_overtake_a_backlog_that_is_only_partly_sent() {
+    let mut bench = manual(&[1]);
+    let mut worker = bench.idle_workers(1).remove(0);
+    let wire = bench.wires[0][0].clone();
+    wire.room.store(0, Ordering::Relaxed);
+    for mark in 0..120 {
+        if mark % 20 == 0 {
+            worker.turn();
+            wire.room.store(3, Ordering::Relaxed);
+        }
+        wire.feed(&[b'F', 0, mark]);
+    }
+    wire.room.store(1_000, Ordering::Relaxed);
+    worker.turn();
+    while worker.turn().moved > 0 {}
+    let sent: Vec<u8> = wire.sent().iter().map(|frame| frame[2]).collect();
+    assert_eq!(sent, (0..120).collect::<Vec<_>>());
+}
+
+#[test]
 fn order_is_kept_across_a_handoff_and_buffers_come_home() {
     let mut bench = manual(&[2]);
     let [mut first, mut second]: [_; 2] = bench.idle_workers(2).try_into().ok().unwrap();
