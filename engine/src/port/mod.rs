@@ -3,6 +3,7 @@
 //! A [`Port`] is the control side of an interface: it is opened, steered, asked for its queues and closed by the
 //! control thread. Its queues are handed out once and then belong to one worker each, without locks.
 
+pub mod af_packet;
 pub mod checksum;
 pub mod mem;
 
