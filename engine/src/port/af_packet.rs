@@ -118,7 +118,7 @@ fn open_sockets(name: &str, index: u32, queues: u16) -> Result<Vec<OwnedFd>, Por
         let socket = sys::open().map_err(fail("opening a packet socket"))?;
         let fd = socket.as_fd();
         configure(fd).map_err(fail("setting packet socket options"))?;
-        sys::set_filter(fd, &mut DEAF).map_err(fail("setting a socket filter"))?;
+        sys::set_filter(fd, &DEAF).map_err(fail("setting a socket filter"))?;
         sys::bind(fd, index).map_err(fail("binding a packet socket"))?;
         if queues > 1 {
             let joined = join(fd, group).map_err(fail("joining a fanout group"))?;
@@ -127,7 +127,7 @@ fn open_sockets(name: &str, index: u32, queues: u16) -> Result<Vec<OwnedFd>, Por
         sockets.push(socket);
     }
     for socket in &sockets {
-        sys::set_filter(socket.as_fd(), &mut OURS).map_err(fail("setting a socket filter"))?;
+        sys::set_filter(socket.as_fd(), &OURS).map_err(fail("setting a socket filter"))?;
     }
     Ok(sockets)
 }

@@ -119,11 +119,11 @@ pub(super) fn get_option(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::R
 }
 
 /// Puts a classic BPF program in front of the socket, in place of the one before, between two frames.
-pub(super) fn set_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+pub(super) fn set_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: `program` points at `len` instructions; both are read during the call only.
+    // SAFETY: `program` points at `len` instructions; both are only read, during the call.
     let result = unsafe {
         let fd = socket.as_raw_fd();
         libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), size)
