@@ -19,7 +19,7 @@ pub const TX_BACKLOG: usize = 512;
 /// Takes frames that are for the kernel's stack of this machine.
 pub trait PuntSink: Send {
     /// Called once per turn of the loop, before the first frame: the place to renew a budget.
-    fn begin_loop(&mut self, _now: Instant) {}
+    fn begin_loop(&mut self) {}
 
     /// Gives a copy of `frame` to the kernel. Returns false when it was refused; the caller keeps the frame either
     /// way. Never blocks.
@@ -104,10 +104,10 @@ impl Outbox {
     }
 
     /// The start of a turn: buffers come home, the punt budget is renewed.
-    pub(crate) fn begin_loop(&mut self, now: Instant) {
+    pub(crate) fn begin_loop(&mut self) {
         self.links.welcome_home(&mut self.pool);
         if let Some(punt) = &mut self.punt {
-            punt.begin_loop(now);
+            punt.begin_loop();
         }
     }
 

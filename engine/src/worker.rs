@@ -130,7 +130,7 @@ impl<P: Program> Worker<P> {
         let Self { desk, out, rx, .. } = self;
         let now = self.clock.now();
         desk.program.refresh(now);
-        out.begin_loop(now);
+        out.begin_loop();
         let mut moved = 0;
         for RxPort { port, queue, rx } in rx {
             let received = rx.rx_burst(&mut out.pool, &mut desk.burst);

@@ -112,13 +112,13 @@ pub trait RxQueue: Send {
     /// Returns how many. Buffers come from `pool`. Never blocks.
     fn rx_burst(&mut self, pool: &mut Mempool, burst: &mut Burst) -> usize;
 
-    /// A descriptor that polls readable when frames wait, if the port has one. Without one a sleeping worker
-    /// looks again at its next deadline only.
+    /// A descriptor that polls readable when frames wait, if the port has one. Without one a worker sleeps no longer
+    /// than [`crate::idle::NAP`].
     fn pollable(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// What happened so far.
+    /// What happened so far. Called about once per millisecond by a busy worker, and before it sleeps.
     fn stats(&self) -> RxStats;
 }
 
@@ -131,7 +131,7 @@ pub trait TxQueue: Send {
     /// Takes back buffers whose frames have left. The worker calls it once per loop.
     fn reclaim(&mut self, _pool: &mut Mempool) {}
 
-    /// What happened so far.
+    /// What happened so far. Called about once per millisecond by a busy worker, and before it sleeps.
     fn stats(&self) -> TxStats;
 }
 
