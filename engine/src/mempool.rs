@@ -82,6 +82,15 @@ impl Region {
     pub fn pages(&self) -> Pages {
         self.mapping.pages()
     }
+
+    pub(crate) fn chunks_per_pool(&self) -> u32 {
+        self.chunks_per_pool
+    }
+
+    /// Counts chunks that a device keeps for good, pinned by itself: they no longer keep the region mapped.
+    pub(crate) fn write_off(&self, chunks: u32) {
+        self.returned.fetch_add(chunks, Ordering::AcqRel);
+    }
 }
 
 impl Drop for Region {

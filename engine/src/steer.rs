@@ -4,8 +4,12 @@
 //! by a rule, non-first fragments and ICMP errors are taken too, whatever their protocol: only a look at the flows can
 //! tell whose they are. [`crate::port::af_xdp`] puts the rules into an XDP program's maps.
 
+pub(crate) mod rule_set;
+
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+
+pub use rule_set::RuleSet;
 
 /// Which address and port of a packet a rule looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,8 +4,11 @@
 //! control thread. Its queues are handed out once and then belong to one worker each, without locks.
 
 pub mod af_packet;
+pub mod af_xdp;
 pub mod checksum;
 pub mod mem;
+mod netdev;
+pub mod offload;
 
 use std::os::fd::BorrowedFd;
 
