@@ -3,4 +3,12 @@
 //! One change's way through the files: [`config`] reads the file.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
+pub mod cli;
+pub mod compile;
 pub mod config;
+pub mod guard;
+pub mod kernel;
+pub mod neighbours;
+pub mod netlink;
+pub mod state;

@@ -9,7 +9,7 @@ mod resolve;
 mod service;
 mod words;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -193,6 +193,13 @@ pub enum ConfigError {
 pub const FILE_LEN_MAX: u64 = 16 << 20;
 
 impl Config {
+    /// Whether `address` is a VIP or a local address.
+    pub fn is_floating(&self, address: IpAddr) -> bool {
+        let services = self.services.iter();
+        let mut entries = services.flat_map(|service| service.listen.iter().chain(&service.local));
+        entries.any(|entry| IpAddr::from(entry.address) == address)
+    }
+
     /// Reads the file at `path`.
     ///
     /// # Errors

@@ -1,0 +1,246 @@
+//! VIPs and local addresses on the director's interfaces: which belong where, which are ours to remove.
+//!
+//! What we add is written beside the socket *before* it is added, so that after a crash the next start or `shunt
+//! cleanup` knows what to remove. An address that was there before us is never removed.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::compile::{OpenPort, exit};
+use crate::config::{Config, Service};
+use crate::kernel::{Kernel, Way};
+use crate::netlink::{Netlink, NetlinkError};
+
+/// Addresses and neighbours that we put into the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ours {
+    /// Addresses by interface name.
+    pub addresses: BTreeSet<(String, IpAddr)>,
+    /// Managed neighbours by interface name.
+    pub neighbours: BTreeSet<(String, IpAddr)>,
+}
+
+/// The file that remembers what is ours.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    ours: Ours,
+}
+
+/// Why the ledger could not be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}: {source}")]
+pub struct LedgerError {
+    action: &'static str,
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+impl Ledger {
+    /// The ledger that belongs to the socket at `socket`, with what an earlier daemon left there.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read. A file that makes no sense counts as empty.
+    pub fn open(socket: &Path) -> Result<Self, LedgerError> {
+        let path = socket.with_extension("state");
+        let ours = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ours::default(),
+            Err(source) => return Err(LedgerError { action: "read", path, source }),
+        };
+        Ok(Self { path, ours })
+    }
+
+    /// What is ours.
+    pub fn ours(&self) -> &Ours {
+        &self.ours
+    }
+
+    /// Changes what is ours and writes it down.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing is changed then.
+    pub fn update(&mut self, change: impl FnOnce(&mut Ours)) -> Result<(), LedgerError> {
+        let mut ours = self.ours.clone();
+        change(&mut ours);
+        if ours == self.ours {
+            return Ok(());
+        }
+        self.write(&ours).map_err(|source| LedgerError {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.ours = ours;
+        Ok(())
+    }
+
+    fn write(&self, ours: &Ours) -> std::io::Result<()> {
+        if *ours == Ours::default() {
+            return match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        // Written aside and renamed: a crash leaves the old or the new one, whole.
+        let aside = self.path.with_extension("state.new");
+        std::fs::write(&aside, serde_json::to_vec(ours)?)?;
+        std::fs::rename(&aside, &self.path)
+    }
+}
+
+/// Where every VIP and local address belongs: (link, address).
+pub fn wanted(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<(u32, IpAddr)> {
+    if !config.engine.manage_addresses {
+        return BTreeSet::new();
+    }
+    let Some(first) = ports.first() else { return BTreeSet::new() };
+    let mut wanted = BTreeSet::new();
+    for service in &config.services {
+        for listen in &service.listen {
+            let address = listen.address.into();
+            let link = attached(kernel, ports, address).unwrap_or(first.link);
+            wanted.insert((link, address));
+        }
+        for local in &service.local {
+            let address = local.address.into();
+            let link = attached(kernel, ports, address);
+            let link = link.or_else(|| towards_servers(service, kernel, ports)).unwrap_or(first.link);
+            wanted.insert((link, address));
+        }
+    }
+    wanted
+}
+
+/// The link of ours whose network `address` lies in.
+fn attached(kernel: &Kernel, ports: &[OpenPort], address: IpAddr) -> Option<u32> {
+    let Way::Attached(link) = kernel.route_to(address)?.way else { return None };
+    exit(kernel, ports, link).map(|_| link)
+}
+
+/// The link of ours through which the service's first server is reached.
+fn towards_servers(service: &Service, kernel: &Kernel, ports: &[OpenPort]) -> Option<u32> {
+    let (link, _) = kernel.next_station(service.servers.first()?.address.into())?;
+    exit(kernel, ports, link).map(|_| link)
+}
+
+/// Local addresses that the director's own connections use too: an interface's own address whose ports are the
+/// kernel's to give (`ip_local_port_range`).
+pub fn conflicts(
+    config: &Config,
+    kernel: &Kernel,
+    ours: &Ours,
+    kernel_ports: &RangeInclusive<u16>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    for service in &config.services {
+        for local in &service.local {
+            let address = IpAddr::from(local.address);
+            let own = kernel.addresses.iter().find(|own| own.address == address);
+            let Some(link) = own.and_then(|own| kernel.link(own.link)) else { continue };
+            let overlap = local.first <= *kernel_ports.end() && *kernel_ports.start() <= local.last;
+            if overlap && !ours.addresses.iter().any(|(_, added)| *added == address) {
+                found.push(format!(
+                    "service {:?}: local {address} is {}'s own address, and its ports {}-{} overlap the kernel's \
+                     {}-{} (net.ipv4.ip_local_port_range); use an address of its own, or a local_port_range outside",
+                    service.name,
+                    link.name,
+                    local.first,
+                    local.last,
+                    kernel_ports.start(),
+                    kernel_ports.end()
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// The ports the kernel gives to connections of its own.
+pub fn kernel_ports() -> RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().filter_map(|number| number.parse().ok());
+    // The kernel's own default, where /proc is not to be had.
+    numbers.next().unwrap_or(32_768)..=numbers.next().unwrap_or(60_999)
+}
+
+/// Adds what is wanted and missing. Addresses that are there already, whoever added them, are left alone.
+///
+/// # Errors
+/// When the ledger or the kernel refuses. What was added until then is in the ledger.
+pub async fn add(
+    wanted: &BTreeSet<(u32, IpAddr)>,
+    kernel: &Kernel,
+    netlink: &Netlink,
+    ledger: &mut Ledger,
+) -> Result<Vec<(u32, IpAddr)>, AddressError> {
+    let mut added = Vec::new();
+    for &(link, address) in wanted {
+        if kernel.has_address(address) {
+            continue;
+        }
+        let Some(name) = kernel.link(link).map(|link| link.name.clone()) else { continue };
+        ledger.update(|ours| {
+            ours.addresses.insert((name.clone(), address));
+        })?;
+        let Err(error) = netlink.add_address(link, address).await else {
+            added.push((link, address));
+            continue;
+        };
+        ledger.update(|ours| {
+            ours.addresses.remove(&(name.clone(), address));
+        })?;
+        if error.errno() != Some(EEXIST) {
+            return Err(error.into());
+        }
+    }
+    Ok(added)
+}
+
+/// Removes those of our addresses that `keep` does not name.
+///
+/// # Errors
+/// When the ledger or the kernel refuses.
+pub async fn remove(
+    keep: &BTreeSet<(u32, IpAddr)>,
+    kernel: &Kernel,
+    netlink: &Netlink,
+    ledger: &mut Ledger,
+) -> Result<(), AddressError> {
+    for (name, address) in ledger.ours().addresses.clone() {
+        let link = kernel.link_named(&name).map(|link| link.index);
+        if link.is_some_and(|link| keep.contains(&(link, address))) {
+            continue;
+        }
+        if let Some(link) = link {
+            match netlink.remove_address(link, address).await {
+                Err(error) if error.errno() != Some(EADDRNOTAVAIL) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        ledger.update(|ours| {
+            ours.addresses.remove(&(name.clone(), address));
+        })?;
+    }
+    Ok(())
+}
+
+/// Why addresses could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] NetlinkError),
+}
+
+/// errno(3)
+const EEXIST: i32 = 17;
+const EADDRNOTAVAIL: i32 = 99;

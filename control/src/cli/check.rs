@@ -1,0 +1,43 @@
+//! `shunt check FILE`: what would `run` and `reload` say?
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use anyhow::bail;
+
+use crate::addresses::{self, Ours};
+use crate::config::Config;
+use crate::netlink::Netlink;
+
+/// Reads the file and looks at the kernel it would meet.
+///
+/// # Errors
+/// With everything that is wrong.
+pub(super) fn check(file: &Path) -> anyhow::Result<()> {
+    let loaded = Config::load(file, std::io::stderr().is_terminal())?;
+    eprint!("{}", loaded.warnings);
+    let against = super::runtime()?.block_on(against_kernel(&loaded.config))?;
+    if !against.is_empty() {
+        bail!("{}: {}", file.display(), against.join("\n"));
+    }
+    println!(
+        "{}: good: {} ports, {} services, {} servers",
+        file.display(),
+        loaded.config.ports.len(),
+        loaded.config.services.len(),
+        loaded.config.services.iter().map(|service| service.servers.len()).sum::<usize>()
+    );
+    Ok(())
+}
+
+async fn against_kernel(config: &Config) -> anyhow::Result<Vec<String>> {
+    let kernel = Netlink::open()?.read().await?;
+    let ours =
+        addresses::Ledger::open(&config.api.socket).map_or_else(|_| Ours::default(), |l| l.ours().clone());
+    for port in &config.ports {
+        if kernel.link_named(&port.interface).is_none() {
+            eprintln!("warning: interface {:?} does not exist on this machine", port.interface);
+        }
+    }
+    Ok(addresses::conflicts(config, &kernel, &ours, &addresses::kernel_ports()))
+}

@@ -1,0 +1,301 @@
+//! From intent and the kernel's view to the one value workers read.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use shunt_dataplane::neigh::NextHop;
+use shunt_dataplane::server::Server;
+use shunt_dataplane::service::{Candidate, Listen, Local, Service};
+use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
+use shunt_engine::PortId;
+use shunt_engine::steer::Prefix;
+
+use crate::config::{self, AddressPorts, Config, ServerPort};
+use crate::kernel::{Kernel, Route, Way};
+use crate::state::{HopKey, Numbers, NumbersError, server_key};
+
+/// An open port, as far as the snapshot needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenPort {
+    /// Its number.
+    pub id: PortId,
+    /// The kernel's number of the interface.
+    pub link: u32,
+    /// What workers know of it.
+    pub info: PortInfo,
+}
+
+/// Builds the snapshot. `numbers` is changed; use a clone until the snapshot is in force.
+///
+/// # Errors
+/// When there are more services, servers or hops than numbers.
+pub fn compile(
+    config: &Config,
+    kernel: &Kernel,
+    ports: &[OpenPort],
+    numbers: &mut Numbers,
+) -> Result<Snapshot, NumbersError> {
+    numbers.assign(config)?;
+    let view = View { config, kernel, ports };
+    let routes = view.routes();
+    let keys = routes.iter().map(|(_, key, _)| *key).collect();
+    numbers.assign_hops(&keys)?;
+    let mut builder = Builder::new();
+    for port in ports {
+        builder.port(port.info.clone());
+    }
+    let mut numbered = Vec::with_capacity(routes.len());
+    for (prefix, key, mtu) in routes {
+        let id = numbers.hop(key).expect("every key was given a number just now");
+        builder.hop(id, view.hop(key, mtu));
+        builder.route(prefix, id);
+        numbered.push((prefix, id));
+    }
+    builder.routes_generation(numbers.routes(&numbered));
+    for service in &config.services {
+        let (service, servers) = service_and_servers(service, numbers);
+        builder.service(service, servers);
+    }
+    Ok(builder.build())
+}
+
+/// The stations whose link addresses workers need: gateways, and servers on attached networks.
+pub fn stations(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<(u32, IpAddr)> {
+    let view = View { config, kernel, ports };
+    let gateways = kernel.routes.iter().filter_map(|route| match route.way {
+        Way::Gateway(link, gateway) => Some((link, gateway)),
+        Way::Attached(_) | Way::Nowhere => None,
+    });
+    let servers = view.server_addresses().filter_map(|address| kernel.next_station(address));
+    gateways.chain(servers).filter(|(link, _)| view.exit(*link).is_some()).collect()
+}
+
+/// The port and VLAN through which frames of `link` leave; `None` when the link is not ours.
+pub fn exit(kernel: &Kernel, ports: &[OpenPort], link: u32) -> Option<(PortId, Option<u16>)> {
+    let port_of = |link: u32| ports.iter().find(|port| port.link == link).map(|port| port.id);
+    if let Some(port) = port_of(link) {
+        return Some((port, None));
+    }
+    let (below, vid) = kernel.link(link)?.vlan?;
+    Some((port_of(below)?, Some(vid)))
+}
+
+struct View<'a> {
+    config: &'a Config,
+    kernel: &'a Kernel,
+    ports: &'a [OpenPort],
+}
+
+impl View<'_> {
+    fn exit(&self, link: u32) -> Option<(PortId, Option<u16>)> {
+        exit(self.kernel, self.ports, link)
+    }
+
+    fn server_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let servers = self.config.services.iter().flat_map(|service| &service.servers);
+        servers.map(|server| IpAddr::from(server.address))
+    }
+
+    /// All routes workers know. A server on an attached network has one of its own, to its station.
+    fn routes(&self) -> Vec<(Prefix, HopKey, Option<u32>)> {
+        let mut servers: Vec<_> = self
+            .server_addresses()
+            .filter_map(|address| {
+                let route = self.kernel.route_to(address)?;
+                let Way::Attached(link) = route.way else { return None };
+                self.exit(link)?;
+                Some((Prefix::host(address), HopKey::Station(link, address), route.mtu))
+            })
+            .collect();
+        servers.sort_by_key(|(prefix, ..)| *prefix);
+        servers.dedup_by_key(|(prefix, ..)| *prefix);
+        servers.extend(self.kernel.routes.iter().filter_map(|route| self.route(route)));
+        servers
+    }
+
+    fn route(&self, route: &Route) -> Option<(Prefix, HopKey, Option<u32>)> {
+        let ours = route.way.link().is_some_and(|link| self.exit(link).is_some());
+        let key = match route.way {
+            Way::Attached(link) if ours => HopKey::Attached(link),
+            Way::Gateway(link, gateway) if ours => HopKey::Station(link, gateway),
+            // It leaves by an interface that is no port. The packets must not take a wider route of ours instead.
+            _ if route.prefix.is_empty() => return None,
+            _ => HopKey::Nowhere,
+        };
+        Some((route.prefix, key, route.mtu))
+    }
+
+    fn hop(&self, key: HopKey, route_mtu: Option<u32>) -> NextHop {
+        let (link, station) = match key {
+            HopKey::Attached(link) => (link, None),
+            HopKey::Station(link, address) => (link, Some(address)),
+            HopKey::Nowhere => (0, None),
+        };
+        let neighbour = station.and_then(|address| self.kernel.neighbour(link, address));
+        let known = self.kernel.link(link);
+        let mtu = known.map_or(0, |link| link.mtu).min(route_mtu.unwrap_or(u32::MAX));
+        let (port, vid) = self.exit(link).unwrap_or((PortId(0), None));
+        NextHop {
+            port,
+            vid,
+            source: known.map(|link| link.mac).unwrap_or_default(),
+            destination: neighbour.and_then(|neighbour| neighbour.mac),
+            attached: matches!(key, HopKey::Attached(_)),
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            address: self.own_address(link),
+        }
+    }
+
+    /// The director's own address on `link`; one of ours only when there is no other.
+    fn own_address(&self, link: u32) -> Option<IpAddr> {
+        let addresses = self.kernel.addresses.iter().filter(|own| own.link == link && own.address.is_ipv4());
+        let mut addresses: Vec<_> = addresses.map(|own| own.address).collect();
+        // Stable: the kernel's order decides among equals, its first is the primary.
+        addresses.sort_by_key(|address| self.config.is_floating(*address));
+        addresses.first().copied()
+    }
+}
+
+fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, Vec<Server>) {
+    let id = numbers.service(&typed.name).expect("every service was given a number");
+    let servers: Vec<_> = typed
+        .servers
+        .iter()
+        .map(|server| Server {
+            id: numbers.server(&server_key(&typed.name, server)).expect("every server was given a number"),
+            service: id,
+            address: server.address.into(),
+            port: match server.port {
+                ServerPort::Same => None,
+                ServerPort::Mapped(port) => Some(port),
+            },
+            mode: server.mode,
+            weight: server.weight,
+            hop: None,
+        })
+        .collect();
+    let listen = |entry: &AddressPorts| Listen { address: entry.address.into(), ports: entry.ports() };
+    let local = |entry: &AddressPorts| Local { address: entry.address.into(), ports: entry.ports() };
+    let service = Service {
+        id,
+        name: typed.name.clone(),
+        protocol: typed.protocol,
+        listen: typed.listen.iter().map(listen).collect(),
+        scheduler: typed.scheduler,
+        candidates: servers.iter().map(|server| Candidate { id: server.id, weight: server.weight }).collect(),
+        locals: typed.local.iter().map(local).collect(),
+        out_of_state: typed.out_of_state,
+        timeouts: typed.timeouts.clone(),
+    };
+    (service, servers)
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_engine::port::MacAddr;
+
+    use super::*;
+    use crate::kernel::Link;
+    use crate::kernel::tests::{director, ip, link, route};
+
+    const FILE: &str = r#"
+        [[port]]
+        interface = "eth0"
+        [[port]]
+        interface = "eth1"
+        [[service]]
+        name = "web"
+        listen = ["203.0.113.10:80"]
+        protocol = "tcp"
+        local = ["10.0.0.200"]
+        [[service.server]]
+        address = "10.0.0.11:8080"
+        [[service.server]]
+        address = "198.51.100.12:80"
+    "#;
+
+    fn config(text: &str) -> Config {
+        Config::parse("test", text, false).unwrap_or_else(|error| panic!("{error}")).config
+    }
+
+    fn ports(kernel: &Kernel) -> Vec<OpenPort> {
+        let open = |(number, name): (u8, &str)| {
+            let link = kernel.link_named(name).unwrap();
+            OpenPort {
+                id: PortId(number),
+                link: link.index,
+                info: PortInfo { name: name.to_owned(), mac: link.mac },
+            }
+        };
+        [(0, "eth0"), (1, "eth1")].map(open).into()
+    }
+
+    #[test]
+    fn a_server_on_an_attached_network_is_its_own_hop_and_a_far_one_is_its_gateways() {
+        let kernel = director();
+        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let hop = |address: &str| snapshot.hop(snapshot.route(ip(address)).unwrap()).unwrap();
+        let near = hop("10.0.0.11");
+        assert_eq!(near.destination, Some(MacAddr([2, 0, 0, 0, 1, 11])));
+        assert_eq!((near.port, near.address, near.attached), (PortId(1), Some(ip("10.0.0.1")), false));
+        assert_eq!(hop("198.51.100.12").destination, Some(MacAddr([2, 0, 0, 0, 1, 254])));
+        assert!(hop("203.0.113.77").attached);
+        assert!(snapshot.servers().all(|server| server.hop.is_some()));
+    }
+
+    #[test]
+    fn stations_are_gateways_and_near_servers() {
+        let kernel = director();
+        let found = stations(&config(FILE), &kernel, &ports(&kernel));
+        assert_eq!(found, [(2, ip("203.0.113.254")), (3, ip("10.0.0.11"))].into());
+    }
+
+    #[test]
+    fn a_vlan_link_is_its_port_and_number() {
+        let mut kernel = director();
+        kernel.links.push(Link { vlan: Some((3, 42)), ..link(7, "eth1.42") });
+        kernel.routes.insert(0, route("10.9.0.0/24", Way::Gateway(7, ip("10.9.0.1"))));
+        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let hop = snapshot.hop(snapshot.route(ip("10.9.0.5")).unwrap()).unwrap();
+        assert_eq!((hop.port, hop.vid, hop.destination), (PortId(1), Some(42), None));
+    }
+
+    #[test]
+    fn a_route_by_another_interface_does_not_fall_back_on_a_wider_one() {
+        let mut kernel = director();
+        kernel.links.push(link(9, "mgmt"));
+        kernel.routes.insert(0, route("192.0.2.0/24", Way::Attached(9)));
+        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let hop = snapshot.hop(snapshot.route(ip("192.0.2.5")).unwrap()).unwrap();
+        assert_eq!((hop.destination, hop.attached), (None, false));
+    }
+
+    #[test]
+    fn a_floating_address_is_no_source_while_there_is_another() {
+        let mut kernel = director();
+        let vip = crate::kernel::Address { link: 2, address: ip("203.0.113.10"), prefix_len: 32 };
+        kernel.addresses.insert(0, vip);
+        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let hop = snapshot.hop(snapshot.route(ip("198.51.100.1")).unwrap()).unwrap();
+        assert_eq!(hop.address, Some(ip("203.0.113.1")));
+    }
+
+    #[test]
+    fn a_reload_keeps_numbers_and_changes_weights() {
+        let kernel = director();
+        let mut numbers = Numbers::default();
+        let before = compile(&config(FILE), &kernel, &ports(&kernel), &mut numbers).unwrap();
+        let other = FILE.replace(
+            "address = \"10.0.0.11:8080\"",
+            "address = \"10.0.0.13:80\"\n[[service.server]]\naddress = \"10.0.0.11:8080\"\nweight = 7",
+        );
+        let after = compile(&config(&other), &kernel, &ports(&kernel), &mut numbers).unwrap();
+        let find = |snapshot: &Snapshot, address: &str| {
+            let server = snapshot.servers().find(|server| server.address == ip(address)).unwrap();
+            (server.id, server.weight)
+        };
+        assert_eq!(find(&before, "10.0.0.11").0, find(&after, "10.0.0.11").0);
+        assert_eq!(find(&after, "10.0.0.11").1, 7);
+        assert_eq!(find(&before, "198.51.100.12"), find(&after, "198.51.100.12"));
+    }
+}

@@ -1,0 +1,209 @@
+//! The guard: an nftables table that keeps the kernel's own TCP and UDP away from what is ours.
+//!
+//! The kernel owns the VIPs too, so a frame that reaches it by accident (a crash that detaches XDP, a packet socket
+//! which only sees copies, a queue without socket) would be answered with RST. The table drops such packets before
+//! anything looks at them. It outlives the daemon on purpose: the next start replaces it, `shunt cleanup` removes it.
+//! ICMP and all other ports pass; what the director itself sends passes.
+
+use std::fmt::Write;
+use std::process::Stdio;
+
+use shunt_engine::steer::{Rule, Side};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// Name of the table, family `inet`.
+pub const TABLE: &str = "shunt";
+
+/// Why the guard could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The program `nft` is not there.
+    #[error("the program \"nft\" is not installed; install it: apt-get install nftables")]
+    NoNft,
+    /// It could not be run.
+    #[error("cannot run \"nft\": {0}")]
+    Run(#[source] std::io::Error),
+    /// It does not end.
+    #[error("\"nft\" did not end within {} seconds", NFT_TIMEOUT.as_secs())]
+    Timeout,
+    /// It refused.
+    #[error("nft refused the guard table: {0}")]
+    Refused(String),
+}
+
+/// Replaces the table by one that drops what `rules` describe. All or nothing.
+///
+/// # Errors
+/// When `nft` is missing or refuses; the table before stays then.
+pub async fn set(rules: &[Rule]) -> Result<(), GuardError> {
+    nft(&script(rules)).await
+}
+
+/// Removes the table, if there is one.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub async fn remove() -> Result<(), GuardError> {
+    // Declaring a table that exists changes nothing, so that deleting it never fails.
+    nft(&format!("table inet {TABLE}\ndelete table inet {TABLE}\n")).await
+}
+
+/// The table in nft's language. Destination rules are matched as a set. Source rules too, but only packets that pass
+/// through: an answer to the director's own connection is the kernel's.
+pub fn script(rules: &[Rule]) -> String {
+    let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+    for side in [Side::Destination, Side::Source] {
+        for ipv4 in [true, false] {
+            set_of(&mut text, rules, side, ipv4);
+        }
+    }
+    text.push_str(" chain prerouting {\n  type filter hook prerouting priority raw; policy accept;\n");
+    for (side, ipv4) in
+        [(Side::Destination, true), (Side::Destination, false), (Side::Source, true), (Side::Source, false)]
+    {
+        if elements(rules, side, ipv4).next().is_some() {
+            let (name, key) = words(side, ipv4);
+            let passing = if side == Side::Source { " fib daddr type != local" } else { "" };
+            writeln!(text, "  {key} @{name}{passing} counter drop").expect("strings take everything");
+        }
+    }
+    text.push_str(" }\n}\n");
+    text
+}
+
+fn set_of(text: &mut String, rules: &[Rule], side: Side, ipv4: bool) {
+    let elements: Vec<_> = elements(rules, side, ipv4).collect();
+    if elements.is_empty() {
+        return;
+    }
+    let (name, key) = words(side, ipv4);
+    writeln!(
+        text,
+        " set {name} {{\n  typeof {key}; flags interval;\n  elements = {{ {} }}\n }}",
+        elements.join(", ")
+    )
+    .expect("strings take everything");
+}
+
+/// The set's name, and what it is looked up by.
+fn words(side: Side, ipv4: bool) -> (&'static str, &'static str) {
+    match (side, ipv4) {
+        (Side::Destination, true) => ("ours4", "ip daddr . meta l4proto . th dport"),
+        (Side::Destination, false) => ("ours6", "ip6 daddr . meta l4proto . th dport"),
+        (Side::Source, true) => ("servers4", "ip saddr . meta l4proto . th sport"),
+        (Side::Source, false) => ("servers6", "ip6 saddr . meta l4proto . th sport"),
+    }
+}
+
+/// The rules of one set as its elements. The kernel refuses elements that overlap, so they are merged before.
+fn elements(rules: &[Rule], side: Side, ipv4: bool) -> impl Iterator<Item = String> + '_ {
+    let of_set = move |rule: &&Rule| rule.side == side && rule.prefix.address().is_ipv4() == ipv4;
+    merged(rules.iter().filter(of_set)).into_iter().map(move |rule| {
+        let ports = match (rule.ports.start(), rule.ports.end()) {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        };
+        let address = match rule.prefix.len() {
+            32 if ipv4 => rule.prefix.address().to_string(),
+            128 => rule.prefix.address().to_string(),
+            _ => rule.prefix.to_string(),
+        };
+        format!("{address} . {} . {ports}", rule.protocol)
+    })
+}
+
+/// Rules of one prefix and protocol with their ports joined where they overlap.
+fn merged<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<Rule> {
+    let mut sorted: Vec<Rule> = rules.cloned().collect();
+    sorted.sort_by_key(|rule| (rule.prefix, rule.protocol, *rule.ports.start()));
+    let mut merged: Vec<Rule> = Vec::new();
+    for rule in sorted {
+        match merged.last_mut() {
+            Some(last)
+                if (last.prefix, last.protocol) == (rule.prefix, rule.protocol)
+                    && *rule.ports.start() <= last.ports.end().saturating_add(1) =>
+            {
+                let end = *last.ports.end().max(rule.ports.end());
+                last.ports = *last.ports.start()..=end;
+            }
+            _ => merged.push(rule),
+        }
+    }
+    merged
+}
+
+async fn nft(script: &str) -> Result<(), GuardError> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => GuardError::NoNft,
+            _ => GuardError::Run(error),
+        })?;
+    let mut input = child.stdin.take().expect("stdin was asked for");
+    let run = async {
+        // A refusal may close the pipe early; what nft says then matters more than the broken pipe.
+        let _ = input.write_all(script.as_bytes()).await;
+        drop(input);
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(NFT_TIMEOUT, run).await.map_err(|_| GuardError::Timeout)?;
+    let output = output.map_err(GuardError::Run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(GuardError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+const NFT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use shunt_engine::steer::Prefix;
+
+    use super::*;
+
+    fn rule(side: Side, address: &str, protocol: u8, ports: std::ops::RangeInclusive<u16>) -> Rule {
+        Rule { side, prefix: Prefix::host(address.parse().unwrap()), protocol, ports }
+    }
+
+    #[test]
+    fn the_script_replaces_the_table_in_one_go() {
+        let rules = [
+            rule(Side::Destination, "203.0.113.10", 6, 80..=80),
+            rule(Side::Destination, "10.0.0.200", 17, 1025..=65535),
+            rule(Side::Source, "10.0.0.11", 6, 8080..=8080),
+        ];
+        let expected = "table inet shunt\ndelete table inet shunt\ntable inet shunt {\n \
+            set ours4 {\n  typeof ip daddr . meta l4proto . th dport; flags interval;\n  \
+            elements = { 10.0.0.200 . 17 . 1025-65535, 203.0.113.10 . 6 . 80 }\n }\n \
+            set servers4 {\n  typeof ip saddr . meta l4proto . th sport; flags interval;\n  \
+            elements = { 10.0.0.11 . 6 . 8080 }\n }\n \
+            chain prerouting {\n  type filter hook prerouting priority raw; policy accept;\n  \
+            ip daddr . meta l4proto . th dport @ours4 counter drop\n  \
+            ip saddr . meta l4proto . th sport @servers4 fib daddr type != local counter drop\n }\n}\n";
+        assert_eq!(script(&rules), expected);
+    }
+
+    #[test]
+    fn overlapping_ranges_become_one_element() {
+        let rules = [
+            rule(Side::Destination, "203.0.113.10", 6, 0..=65535),
+            rule(Side::Destination, "203.0.113.10", 6, 80..=80),
+            rule(Side::Destination, "203.0.113.10", 17, 53..=53),
+            rule(Side::Destination, "203.0.113.10", 17, 54..=60),
+        ];
+        let found: Vec<_> = elements(&rules, Side::Destination, true).collect();
+        assert_eq!(found, ["203.0.113.10 . 6 . 0-65535", "203.0.113.10 . 17 . 53-60"]);
+    }
+
+    #[test]
+    fn without_rules_nothing_is_dropped() {
+        assert!(!script(&[]).contains("drop"));
+    }
+}

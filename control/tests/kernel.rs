@@ -1,0 +1,257 @@
+//! The kernel's side of things, against a real kernel in network namespaces: mirror, addresses, guard, neighbours.
+
+#[path = "../../engine/tests/common/mod.rs"]
+mod netns;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use netns::Netns;
+use shunt_control::addresses::{self, Ledger};
+use shunt_control::kernel::{Kernel, Way};
+use shunt_control::netlink::{Events, Netlink};
+use shunt_control::{guard, neighbours};
+use shunt_engine::steer::{Prefix, Rule, Side};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Runs `work` inside the namespace, on a runtime of its own, for 30 seconds at most.
+fn inside<F: Future<Output = ()>>(netns: &Netns, work: impl FnOnce() -> F + Send) {
+    netns.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), work()).await }).unwrap();
+    });
+}
+
+/// Waits for the kernel to look as `wanted` says, rereading what changes.
+async fn until(netlink: &Netlink, events: &mut Events, wanted: impl Fn(&Kernel) -> bool) -> Kernel {
+    let mut kernel = netlink.read().await.unwrap();
+    while !wanted(&kernel) {
+        let changed = tokio::time::timeout(Duration::from_secs(15), events.changed()).await;
+        netlink.reread(&mut kernel, changed.expect("the kernel changes in time")).await.unwrap();
+    }
+    kernel
+}
+
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(label: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("shunt-test-{}-{label}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A director with one interface `d0`, 10.0.0.1/24, and a server 10.0.0.11 on the other end.
+fn pair(label: &str) -> (Netns, Netns) {
+    let (director, server) = (Netns::new(&format!("{label}-d")), Netns::new(&format!("{label}-s")));
+    director.ip(&format!("link add d0 type veth peer name s0 netns {}", server.name()));
+    director.ip("addr add 10.0.0.1/24 dev d0");
+    server.ip("addr add 10.0.0.11/24 dev s0");
+    director.ip("link set d0 up");
+    server.ip("link set s0 up");
+    (director, server)
+}
+
+#[test]
+fn the_mirror_shows_links_addresses_and_routes_and_follows_changes() {
+    let (director, _server) = pair("mirror");
+    director.ip("route add default via 10.0.0.254");
+    director.ip("route add 192.0.2.0/24 via 10.0.0.253 metric 7 mtu 1400");
+    director.ip("route add unreachable 198.51.100.0/24");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut events = Events::open().unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().clone();
+        assert_eq!(link.mtu, 1500);
+        assert!(link.up && !link.mac.is_zero());
+        assert!(kernel.has_address(ip("10.0.0.1")));
+        assert_eq!(kernel.route_to(ip("10.0.0.11")).unwrap().way, Way::Attached(link.index));
+        assert_eq!(kernel.next_station(ip("8.8.8.8")), Some((link.index, ip("10.0.0.254"))));
+        assert_eq!(kernel.route_to(ip("198.51.100.1")).unwrap().way, Way::Nowhere);
+        let far = kernel.route_to(ip("192.0.2.1")).unwrap();
+        assert_eq!((far.metric, far.mtu), (7, Some(1400)));
+
+        director.ip("addr add 10.7.0.1/24 dev d0");
+        until(&netlink, &mut events, |kernel| {
+            kernel.next_station(ip("10.7.0.9")) == Some((link.index, ip("10.7.0.9")))
+        })
+        .await;
+        director.ip("link set d0 down");
+        until(&netlink, &mut events, |kernel| kernel.route_to(ip("10.0.0.11")).is_none()).await;
+    });
+}
+
+#[test]
+fn our_addresses_come_and_go_and_those_of_others_stay() {
+    let (director, _server) = pair("addresses");
+    director.ip("addr add 203.0.113.9/32 dev d0");
+    let scratch = Scratch::new("addresses");
+    let socket = scratch.0.join("shunt.sock");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let wanted: BTreeSet<_> =
+            ["203.0.113.9", "203.0.113.10", "10.0.0.200"].map(|text| (link, ip(text))).into();
+        let mut ledger = Ledger::open(&socket).unwrap();
+        let added = addresses::add(&wanted, &kernel, &netlink, &mut ledger).await.unwrap();
+        assert_eq!(added.len(), 2, "one was there before");
+        let shown = director.run("ip", &["-o", "addr", "show", "dev", "d0"]);
+        assert!(shown.contains("203.0.113.10/32") && shown.contains("10.0.0.200/32"), "{shown}");
+
+        // A crash: a new ledger on the same file knows what to remove.
+        let mut ledger = Ledger::open(&socket).unwrap();
+        kernel = netlink.read().await.unwrap();
+        let keep = [(link, ip("10.0.0.200"))].into();
+        addresses::remove(&keep, &kernel, &netlink, &mut ledger).await.unwrap();
+        let shown = director.run("ip", &["-o", "addr", "show", "dev", "d0"]);
+        assert!(!shown.contains("203.0.113.10/32") && shown.contains("10.0.0.200/32"), "{shown}");
+        addresses::remove(&BTreeSet::new(), &kernel, &netlink, &mut ledger).await.unwrap();
+        let shown = director.run("ip", &["-o", "addr", "show", "dev", "d0"]);
+        assert!(!shown.contains("10.0.0.200/32"), "{shown}");
+        assert!(shown.contains("203.0.113.9/32") && shown.contains("10.0.0.1/24"), "{shown}");
+        assert!(!scratch.0.join("shunt.state").exists(), "nothing is ours any more");
+    });
+}
+
+fn rule(side: Side, address: &str, protocol: u8, ports: std::ops::RangeInclusive<u16>) -> Rule {
+    Rule { side, prefix: Prefix::host(ip(address)), protocol, ports }
+}
+
+#[test]
+fn the_guard_swallows_what_is_ours_and_nothing_else() {
+    let (director, server) = pair("guard");
+    director.ip("addr add 203.0.113.10/32 dev d0");
+    server.ip("route add 203.0.113.10 dev s0");
+    inside(&director, || async {
+        guard::set(&[rule(Side::Destination, "203.0.113.10", 17, 9..=9)]).await.unwrap();
+        let rules = [
+            rule(Side::Destination, "203.0.113.10", 6, 80..=80),
+            rule(Side::Destination, "203.0.113.10", 6, 8000..=8099),
+            rule(Side::Destination, "203.0.113.10", 6, 8010..=8010),
+            rule(Side::Source, "10.0.0.11", 6, 5000..=5000),
+        ];
+        guard::set(&rules).await.unwrap();
+        let shown = director.run("nft", &["list", "table", "inet", "shunt"]);
+        assert!(
+            shown.contains("203.0.113.10 . 6 . 80") || shown.contains("203.0.113.10 . tcp . 80"),
+            "{shown}"
+        );
+        assert!(shown.contains("8000-8099") && shown.contains("priority raw"), "{shown}");
+        assert!(!shown.contains(". 9"), "the earlier rules are gone: {shown}");
+    });
+    // No socket listens: without the guard every port answers with a reset, which `connect` sees at once.
+    let connect = |address: &str| {
+        server.enter(|| {
+            let timeout = Duration::from_millis(700);
+            std::net::TcpStream::connect_timeout(&address.parse().unwrap(), timeout).unwrap_err().kind()
+        })
+    };
+    use std::io::ErrorKind::{ConnectionRefused, TimedOut};
+    assert_eq!(connect("203.0.113.10:80"), TimedOut);
+    assert_eq!(connect("203.0.113.10:8042"), TimedOut);
+    assert_eq!(connect("203.0.113.10:81"), ConnectionRefused);
+    server.run("ping", &["-c1", "-W2", "203.0.113.10"]);
+    // An answer to the director's own connection is the kernel's, though it comes from a guarded source port.
+    let listener = server.enter(|| std::net::TcpListener::bind("10.0.0.11:5000").unwrap());
+    director.enter(|| std::net::TcpStream::connect("10.0.0.11:5000").unwrap());
+    drop(listener);
+    inside(&director, || async {
+        guard::remove().await.unwrap();
+        guard::remove().await.unwrap();
+        assert_eq!(director.run("nft", &["list", "ruleset"]), "");
+    });
+    assert_eq!(connect("203.0.113.10:80"), ConnectionRefused);
+}
+
+#[test]
+fn a_refused_guard_says_what_nft_says_and_leaves_the_old_one() {
+    let (director, _server) = pair("refused");
+    inside(&director, || async {
+        guard::set(&[rule(Side::Destination, "203.0.113.10", 6, 80..=80)]).await.unwrap();
+        let before = director.run("nft", &["list", "ruleset"]);
+        // Elements of one set that overlap are refused by the kernel.
+        let odd = Rule {
+            prefix: Prefix::new(ip("203.0.113.0"), 24).unwrap(),
+            ..rule(Side::Destination, "203.0.113.0", 6, 80..=80)
+        };
+        let overlap = rule(Side::Destination, "203.0.113.10", 6, 80..=80);
+        let error = guard::set(&[odd, overlap]).await.unwrap_err().to_string();
+        assert!(error.contains("nft refused"), "{error}");
+        assert_eq!(director.run("nft", &["list", "ruleset"]), before);
+    });
+}
+
+#[test]
+fn a_neighbour_is_managed_follows_a_silent_change_of_address_and_is_forgotten() {
+    let (director, server) = pair("neighbour");
+    let scratch = Scratch::new("neighbour");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut events = Events::open().unwrap();
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let station = (link, ip("10.0.0.11"));
+        let stations: BTreeSet<_> = [station].into();
+        neighbours::adjust(&stations, &kernel, &netlink, &mut ledger).await.unwrap();
+        let mac = |kernel: &Kernel| kernel.neighbour(station.0, station.1).and_then(|known| known.mac);
+        let kernel = until(&netlink, &mut events, |kernel| mac(kernel).is_some()).await;
+        assert!(director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
+        let before = mac(&kernel).unwrap();
+
+        // Another machine takes over the address, without a word.
+        server.ip("link set s0 down");
+        server.ip("link set s0 address 02:00:00:00:00:99");
+        server.ip("link set s0 up");
+        let changed = Instant::now();
+        let mut kernel = netlink.read().await.unwrap();
+        while mac(&kernel).is_none_or(|now| now == before) {
+            assert!(
+                changed.elapsed() < Duration::from_secs(10),
+                "the new address is known within ten seconds"
+            );
+            neighbours::seek(&stations, &kernel, &netlink).await;
+            if let Ok(tables) = tokio::time::timeout(neighbours::PROBE_INTERVAL, events.changed()).await {
+                netlink.reread(&mut kernel, tables).await.unwrap();
+            } else {
+                neighbours::probe(&stations, &kernel, &netlink).await;
+            }
+        }
+        assert!(director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
+
+        neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();
+        assert!(!director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
+    });
+}
+
+#[test]
+fn a_neighbour_that_somebody_configured_is_left_alone() {
+    let (director, _server) = pair("fixed");
+    director.ip("neigh add 10.0.0.11 lladdr 02:00:00:00:00:77 dev d0 nud permanent");
+    let scratch = Scratch::new("fixed");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let stations = [(link, ip("10.0.0.11"))].into();
+        neighbours::adjust(&stations, &kernel, &netlink, &mut ledger).await.unwrap();
+        neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();
+        let shown = director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]);
+        assert!(shown.contains("PERMANENT"), "{shown}");
+    });
+}
