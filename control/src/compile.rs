@@ -185,7 +185,7 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
         candidates: servers.iter().map(|server| Candidate { id: server.id, weight: server.weight }).collect(),
         locals: typed.local.iter().map(local).collect(),
         out_of_state: typed.out_of_state,
-        timeouts: typed.timeouts.clone(),
+        timeouts: typed.timeouts,
     };
     (service, servers)
 }

@@ -2,6 +2,7 @@
 //! diagnostics written beside it.
 //!
 //! `EXPECT=write cargo test -p shunt-control --test config` writes the expectations anew; read the difference.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! The kernel's side of things, against a real kernel in network namespaces: mirror, addresses, guard, neighbours.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "../../engine/tests/common/mod.rs"]
 mod netns;

@@ -68,7 +68,7 @@ pub(super) fn service(
         scheduler: word(&key("scheduler"), &typed.scheduler, SchedulerKind::Wlc, diagnostics),
         local,
         out_of_state: word(&key("out_of_state"), &typed.out_of_state, default, diagnostics),
-        timeouts: timeouts.clone(),
+        timeouts: *timeouts,
         servers,
         name,
     };
