@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod mem;
 mod netdev;
 pub mod offload;
+pub mod pcap;
 
 use std::os::fd::BorrowedFd;
 
