@@ -1,11 +1,14 @@
 //! What a worker counts: events by name, and traffic by server slot.
 
+use shunt_engine::counters::Counters;
+
+use crate::server::ServerId;
 use crate::verdict::{DropReason, named};
 
 named! {
     /// Things that happen on the packet path and are not drops.
     Event {
-        PacketsIn = "packets_in": "frames classified as ours",
+        Forwarded = "forwarded": "packets sent on to a server or client",
         NotOurs = "not_ours": "frames given back to the kernel",
         ConnectionsOpened = "connections_opened": "connections created",
         ConnectionsExpired = "connections_expired": "connections removed by their timeout",
@@ -17,7 +20,9 @@ named! {
         PacketsFragmented = "packets_fragmented": "packets cut into fragments for the next hop",
         FragmentsSent = "fragments_sent": "fragments originated",
         FragmentsFollowed = "fragments_followed": "later fragments forwarded like their first",
-        FragmentsHeld = "fragments_held": "later fragments kept until their first arrived",
+        FragmentsHeld = "fragments_held": "later fragments kept until their first arrives",
+        FragmentsUnknown = "fragments_unknown": "held fragments given to the kernel because their first did not come",
+        IcmpForwarded = "icmp_forwarded": "ICMP errors about our flows passed on, translated",
         HandedOff = "handed_off": "packets handed to the worker that owns their flow",
         PortProbes = "port_probes": "extra tries to find a free local port",
     }
@@ -61,4 +66,87 @@ pub const fn server(slot: u32, field: ServerField) -> usize {
 /// Length of a worker's counters for `servers` slots.
 pub const fn len(servers: usize) -> usize {
     GLOBAL + servers * PER_SERVER
+}
+
+/// Counters of one worker with the tenant of each server slot: what is left of an older tenant is not added to the
+/// newer one's.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    counters: Counters,
+    generations: Box<[u32]>,
+}
+
+impl WorkerCounters {
+    /// Counters for `servers` slots, at zero.
+    pub fn new(servers: usize) -> Self {
+        Self { counters: Counters::new(len(servers)), generations: vec![0; servers].into_boxed_slice() }
+    }
+
+    /// The counters themselves.
+    pub fn raw(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Counts an event.
+    #[inline]
+    pub fn event(&mut self, which: Event) {
+        self.counters.bump(event(which));
+    }
+
+    /// Counts `amount` events.
+    pub fn events(&mut self, which: Event, amount: u64) {
+        self.counters.add(event(which), amount);
+    }
+
+    /// Counts a drop.
+    #[inline]
+    pub fn drop(&mut self, reason: DropReason) {
+        self.counters.bump(drop_reason(reason));
+    }
+
+    /// Makes `id` the tenant of its slot; a new tenant starts at zero. Returns whether it is new.
+    pub fn tenant(&mut self, id: ServerId) -> bool {
+        let generation = &mut self.generations[id.slot as usize];
+        let is_new = *generation != id.generation;
+        if is_new {
+            *generation = id.generation;
+            for &field in ServerField::ALL {
+                self.counters.set(server(id.slot, field), 0);
+            }
+        }
+        is_new
+    }
+
+    /// Adds to a counter of server `id`, if it is still its slot's tenant.
+    #[inline]
+    pub fn server_add(&mut self, id: ServerId, field: ServerField, amount: u64) {
+        if self.generations[id.slot as usize] == id.generation {
+            self.counters.add(server(id.slot, field), amount);
+        }
+    }
+
+    /// Takes from a counter of server `id`, if it is still its slot's tenant.
+    #[inline]
+    pub fn server_sub(&mut self, id: ServerId, field: ServerField, amount: u64) {
+        if self.generations[id.slot as usize] == id.generation {
+            self.counters.sub(server(id.slot, field), amount);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_tenant_of_a_slot_starts_at_zero_and_the_old_one_no_longer_counts() {
+        let mut counters = WorkerCounters::new(2);
+        let (old, new) = (ServerId { slot: 1, generation: 1 }, ServerId { slot: 1, generation: 2 });
+        assert!(counters.tenant(old) && !counters.tenant(old));
+        counters.server_add(old, ServerField::Active, 3);
+        assert!(counters.tenant(new));
+        counters.server_sub(old, ServerField::Active, 3);
+        counters.server_add(new, ServerField::Active, 1);
+        assert_eq!(counters.raw().get(server(1, ServerField::Active)), 1);
+    }
 }

@@ -1,6 +1,6 @@
 //! Services ("virtual services"): which packets are balanced, among whom, by which rule.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -74,11 +74,14 @@ pub struct Service {
     pub timeouts: Timeouts,
 }
 
+type Ranges = Vec<(RangeInclusive<u16>, ServiceId)>;
+
 /// Finds the service of a destination: exact port first, then ranges, the narrowest first.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceIndex {
     exact: HashMap<(IpAddr, u16, Protocol), ServiceId, KeyHasher>,
-    ranges: HashMap<(IpAddr, Protocol), Vec<(RangeInclusive<u16>, ServiceId)>, KeyHasher>,
+    ranges: HashMap<(IpAddr, Protocol), Ranges, KeyHasher>,
+    addresses: HashSet<IpAddr, KeyHasher>,
 }
 
 impl ServiceIndex {
@@ -87,6 +90,7 @@ impl ServiceIndex {
         let mut index = Self::default();
         for service in services {
             for listen in &service.listen {
+                index.addresses.insert(listen.address);
                 let (first, last) = (*listen.ports.start(), *listen.ports.end());
                 if first == last {
                     index.exact.insert((listen.address, first, service.protocol), service.id);
@@ -98,6 +102,12 @@ impl ServiceIndex {
             }
         }
         index
+    }
+
+    /// Whether any service answers on `address`.
+    #[inline]
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
     }
 
     /// The service that answers on `address`, `port`, `protocol`.

@@ -1,4 +1,36 @@
-//! Why a packet was dropped. Every reason has a counter of its own and a row in the packet fixtures.
+//! What becomes of a packet, and why it was dropped if it was. Every reason has a counter of its own and a row in the
+//! packet fixtures.
+
+use shunt_engine::{PortId, Verdict, WorkerId};
+
+/// What becomes of a packet: engine's [`Verdict`] with the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It leaves by this port.
+    Forward(PortId),
+    /// It is the kernel's.
+    Punt,
+    /// Its flow lives on this worker.
+    Handoff(WorkerId),
+    /// It waits for something and is kept.
+    Hold,
+    /// Other frames have left in its place: its fragments.
+    Replaced,
+    /// It goes no further.
+    Drop(DropReason),
+}
+
+impl From<Decision> for Verdict {
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Forward(port) => Self::Forward(port),
+            Decision::Punt => Self::Punt,
+            Decision::Handoff(worker) => Self::Handoff(worker),
+            Decision::Hold => Self::Hold,
+            Decision::Replaced | Decision::Drop(_) => Self::Drop,
+        }
+    }
+}
 
 /// Defines an enum with a stable name and a sentence per variant.
 macro_rules! named {
@@ -43,8 +75,7 @@ named! {
         NoNeighbour = "no_neighbour": "the next hop's link address is not known (yet)",
         NoBuffer = "no_buffer": "no free buffer for a packet that had to be originated or kept",
         NoHeadroom = "no_headroom": "no room in the buffer to encapsulate",
-        FragmentUnknown = "fragment_unknown": "a later fragment whose first fragment has not been seen in time",
-        FragmentsFull = "fragments_full": "the store of waiting fragments is full",
+        FragmentsFull = "fragments_full": "a later fragment came before its first and the store of waiting ones is full",
         HandoffLoop = "handoff_loop": "two workers disagree about who owns the flow",
     }
 }

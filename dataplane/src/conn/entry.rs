@@ -98,6 +98,9 @@ pub struct Conn<A> {
 }
 
 impl<A: Address> Conn<A> {
+    /// `client_hop` before the route was looked up.
+    pub const NO_HOP: u16 = u16::MAX;
+
     /// The forwarding mode.
     #[inline]
     pub const fn mode(&self) -> Mode {

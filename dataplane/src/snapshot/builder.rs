@@ -57,8 +57,12 @@ impl Builder {
         }
         for server in servers {
             if server.mode == Mode::Nat {
-                let ports = server.port.map_or(0..=u16::MAX, |port| port..=port);
-                self.snapshot.nat_servers.add(server.address, service.protocol, ports);
+                // Without a port of its own it answers from the one that was called.
+                let called = service.listen.iter().map(|listen| listen.ports.clone());
+                let ports = server.port.map_or_else(|| called.collect(), |port| vec![port..=port]);
+                for ports in ports {
+                    self.snapshot.nat_servers.add(server.address, service.protocol, ports);
+                }
             }
             put(&mut self.snapshot.servers, server.id.slot as usize, server);
         }

@@ -65,6 +65,16 @@ impl Snapshot {
         self.servers.get(id.slot as usize)?.as_ref().filter(|server| server.id == id)
     }
 
+    /// Server slots in use are below this.
+    pub fn server_slots(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// The server in a slot, whichever it is.
+    pub fn server_in(&self, slot: usize) -> Option<&Server> {
+        self.servers.get(slot)?.as_ref()
+    }
+
     /// All servers.
     pub fn servers(&self) -> impl Iterator<Item = &Server> {
         self.servers.iter().flatten()

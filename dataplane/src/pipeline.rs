@@ -1,0 +1,307 @@
+//! The stages of one burst, in order, over one worker's flows. Reads like the picture of a packet's life:
+//! classify → home → (prefetch) → flow → verdict.
+
+use arrayvec::ArrayVec;
+use shunt_engine::counters::Published;
+use shunt_engine::program::Verdicts;
+use shunt_engine::publish::Reader;
+use shunt_engine::{
+    BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, Verdict, WorkerId,
+};
+
+use crate::classify::{self, Class, FragmentKey, Fragmentation, Meta, Packet, classify};
+use crate::counters::{self, Event, WorkerCounters};
+use crate::flow::{Context, Flows};
+use crate::fragment::Fragments;
+use crate::icmp;
+use crate::snapshot::Snapshot;
+use crate::tuple::{Protocol, Tuple, V4};
+use crate::verdict::{Decision, DropReason};
+
+/// What is fixed when a worker starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This worker.
+    pub worker: WorkerId,
+    /// How many there are.
+    pub workers: u16,
+    /// Keys the hashes; the same on every worker of a process, unknown outside.
+    pub secret: [u64; 2],
+    /// Connections this worker can hold.
+    pub max_connections: u32,
+    /// Service slots.
+    pub max_services: u32,
+    /// Server slots, over all services.
+    pub max_servers: u32,
+}
+
+/// One worker's program: connection table, scheduler state and counters, over the published [`Snapshot`].
+#[derive(Debug)]
+pub struct Pipeline {
+    snapshot: Reader<Snapshot>,
+    stages: Stages,
+    counters: WorkerCounters,
+    publication: Publication,
+}
+
+impl Pipeline {
+    /// A worker's program over the snapshots that `snapshot` delivers.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for the tables.
+    pub fn new(config: Config, snapshot: Reader<Snapshot>) -> std::io::Result<Self> {
+        Ok(Self {
+            snapshot,
+            stages: Stages { flows: Flows::new(config)?, fragments: Fragments::default() },
+            counters: WorkerCounters::new(config.max_servers as usize),
+            publication: Publication::default(),
+        })
+    }
+
+    /// The published counters, in the numbering of [`crate::counters`].
+    pub fn counters(&self) -> Published {
+        self.counters.raw().published()
+    }
+
+    /// Lets schedulers see the loads of the other workers.
+    pub fn set_peers(&mut self, peers: Vec<Published>) {
+        self.stages.flows.set_peers(peers);
+    }
+
+    /// The worker's connections, for dumps and tests.
+    pub fn flows(&self) -> &Flows {
+        &self.stages.flows
+    }
+}
+
+impl Program for Pipeline {
+    fn refresh(&mut self, _now: Instant) {
+        self.snapshot.refresh();
+    }
+
+    fn on_burst(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        frames: &mut Burst,
+        verdicts: &mut Verdicts,
+        emit: &mut Emit<'_>,
+    ) {
+        let snapshot = self.snapshot.get();
+        let mut cx = Context::new(now, origin, snapshot, &mut self.counters, emit);
+        frames.iter().for_each(Frame::prefetch);
+        let classes: ArrayVec<Class, BURST> =
+            frames.iter().map(|frame| self.stages.read(frame, snapshot)).collect();
+        classes.iter().for_each(|class| self.stages.prefetch_record(class));
+        for (class, frame) in classes.into_iter().zip(frames.iter_mut()) {
+            let decision = self.stages.decide(&mut cx, class, frame);
+            cx.count(decision);
+            verdicts.push(decision.into());
+        }
+        self.publication.request(&self.counters);
+    }
+
+    fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
+        let fragments = self.stages.expire_fragments(now, &mut self.counters, emit);
+        let flows = self.stages.flows.tick(now, self.snapshot.get(), &mut self.counters);
+        if flows.expired > 0 {
+            self.publication.request(&self.counters);
+        }
+        let publication = self.publication.run(now, &self.counters);
+        [fragments, flows.next, publication].into_iter().flatten().min()
+    }
+
+    fn close(&mut self, pool: &mut Mempool) {
+        pool.free_all(self.stages.fragments.drain().map(|held| held.frame));
+    }
+}
+
+/// What the stages of a burst change, apart from counters.
+#[derive(Debug)]
+struct Stages {
+    flows: Flows,
+    fragments: Fragments<V4>,
+}
+
+impl Stages {
+    /// Reads a frame's headers and asks the cache for the bucket its flow may be in.
+    #[inline]
+    fn read(&self, frame: &Frame, snapshot: &Snapshot) -> Class {
+        let class = classify(frame.data(), snapshot);
+        if let Class::Flow(packet) = &class {
+            self.flows.prefetch_bucket(&packet.tuple);
+        }
+        class
+    }
+
+    /// Asks the cache for the record, the bucket being there by now.
+    #[inline]
+    fn prefetch_record(&self, class: &Class) {
+        if let Class::Flow(packet) = class {
+            self.flows.prefetch_record(&packet.tuple);
+        }
+    }
+
+    #[inline]
+    fn decide(&mut self, cx: &mut Context<'_, '_>, class: Class, frame: &mut Frame) -> Decision {
+        match class {
+            Class::Flow(packet) if packet.meta.fragment == Fragmentation::First => {
+                self.first_fragment(cx, &packet, frame)
+            }
+            Class::Flow(packet) => self.at_home(cx, &packet, frame),
+            Class::Fragment(key, meta) => self.later_fragment(cx, key, meta, frame),
+            Class::IcmpError(meta) => self.icmp_error(cx, meta, frame),
+            Class::NotOurs => Decision::Punt,
+            Class::Drop(reason) => Decision::Drop(reason),
+        }
+    }
+
+    /// A packet with a known tuple: processed if it is at home here, else handed on.
+    #[inline]
+    fn at_home(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<V4>, frame: &mut Frame) -> Decision {
+        match self.elsewhere(cx, packet.role, &packet.tuple) {
+            Some(decision) => decision,
+            None => self.flows.packet(cx, packet, frame),
+        }
+    }
+
+    /// What to do with a packet of `tuple` when its flow does not live here.
+    #[inline]
+    fn elsewhere(&self, cx: &Context<'_, '_>, role: classify::Role, tuple: &Tuple<V4>) -> Option<Decision> {
+        let home = self.flows.home_of(role, tuple);
+        if home == self.flows.worker || self.flows.is_here(tuple) {
+            return None;
+        }
+        Some(match cx.origin {
+            Origin::Handoff(from) if from == home => Decision::Drop(DropReason::HandoffLoop),
+            Origin::Handoff(_) | Origin::Port => Decision::Handoff(home),
+        })
+    }
+
+    /// All fragments of a packet meet on one worker first, whatever ports they have or lack.
+    fn fragments_meet(
+        &self,
+        cx: &Context<'_, '_>,
+        key: &FragmentKey<V4>,
+        protocol: Protocol,
+    ) -> Option<Decision> {
+        let meeting = self.flows.fragment_home(key, protocol);
+        (cx.origin == Origin::Port && meeting != self.flows.worker).then_some(Decision::Handoff(meeting))
+    }
+
+    fn first_fragment(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        packet: &Packet<V4>,
+        frame: &mut Frame,
+    ) -> Decision {
+        let key = fragment_key(frame.data(), packet);
+        if let Some(decision) = self.fragments_meet(cx, &key, packet.tuple.protocol) {
+            return decision;
+        }
+        self.fragments.learn(key, packet.role, packet.tuple, cx.now);
+        let decision = self.at_home(cx, packet, frame);
+        while let Some(mut held) = self.fragments.take(&key) {
+            cx.counters.event(Event::FragmentsFollowed);
+            let decision = self.at_home(cx, &Packet { meta: held.meta, ..*packet }, &mut held.frame);
+            cx.count(decision);
+            cx.emit.release(decision.into(), held.frame);
+        }
+        decision
+    }
+
+    fn later_fragment(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        key: FragmentKey<V4>,
+        meta: Meta,
+        frame: &mut Frame,
+    ) -> Decision {
+        let Some(protocol) = Protocol::from_number(key.protocol) else { return Decision::Punt };
+        if let Some(decision) = self.fragments_meet(cx, &key, protocol) {
+            return decision;
+        }
+        if let Some((role, tuple)) = self.fragments.lookup(&key, cx.now) {
+            cx.counters.event(Event::FragmentsFollowed);
+            return self.at_home(cx, &Packet { role, tuple, meta }, frame);
+        }
+        if !self.fragments.has_room() {
+            return Decision::Drop(DropReason::FragmentsFull);
+        }
+        let Some(frame) = cx.emit.hold(frame) else { return Decision::Drop(DropReason::NoBuffer) };
+        cx.counters.event(Event::FragmentsHeld);
+        self.fragments.hold(key, meta, frame, cx.now);
+        Decision::Hold
+    }
+
+    fn icmp_error(&mut self, cx: &mut Context<'_, '_>, meta: Meta, frame: &mut Frame) -> Decision {
+        let Some(quoted) = icmp::quoted(frame.data(), &meta) else { return Decision::Punt };
+        // What the quoted packet's receiver would answer is what we know the flow by.
+        let tuple = quoted.tuple.reversed();
+        let Some(role) = classify::role(&tuple, cx.snapshot) else { return Decision::Punt };
+        match self.elsewhere(cx, role, &tuple) {
+            Some(decision) => decision,
+            None => self.flows.icmp_error(cx, &tuple, &quoted, &meta, frame),
+        }
+    }
+
+    /// Gives fragments that waited in vain to the kernel. Returns when the next has waited long enough.
+    fn expire_fragments(
+        &mut self,
+        now: Instant,
+        counters: &mut WorkerCounters,
+        emit: &mut Emit<'_>,
+    ) -> Option<Instant> {
+        while emit.room() > 0
+            && let Some(held) = self.fragments.take_expired(now)
+        {
+            counters.event(Event::FragmentsUnknown);
+            emit.release(Verdict::Punt, held.frame);
+        }
+        self.fragments.next_deadline()
+    }
+}
+
+fn fragment_key(frame: &[u8], packet: &Packet<V4>) -> FragmentKey<V4> {
+    let at = usize::from(packet.meta.l3) + 4;
+    let Tuple { src, dst, protocol } = packet.tuple;
+    let id = u16::from_be_bytes([frame[at], frame[at + 1]]);
+    FragmentKey { src: src.address, dst: dst.address, id: id.into(), protocol: protocol.number() }
+}
+
+/// Publishes counters piece by piece, so that many servers do not make one tick long.
+#[derive(Debug, Default)]
+struct Publication {
+    next: Instant,
+    cursor: usize,
+    /// Pieces to go until everything counted so far is visible.
+    pending: usize,
+}
+
+impl Publication {
+    const INTERVAL: Duration = Duration::from_millis(1);
+    const PIECE: usize = 4096;
+
+    /// Something has been counted.
+    #[inline]
+    fn request(&mut self, counters: &WorkerCounters) {
+        // One more than there are: the piece under way may have been passed already.
+        self.pending = counters.raw().len().div_ceil(Self::PIECE) + 1;
+    }
+
+    /// Publishes a piece when it is time. Returns when the next is due.
+    fn run(&mut self, now: Instant, counters: &WorkerCounters) -> Option<Instant> {
+        if self.pending > 0 && now >= self.next {
+            let len = counters.raw().len();
+            let end = (self.cursor + Self::PIECE).min(len);
+            counters.raw().publish(self.cursor..end);
+            if self.cursor > 0 {
+                counters.raw().publish(0..counters::GLOBAL);
+            }
+            self.cursor = if end == len { 0 } else { end };
+            self.pending -= 1;
+            self.next = now + Self::INTERVAL;
+        }
+        (self.pending > 0).then_some(self.next)
+    }
+}

@@ -1,0 +1,347 @@
+//! The last stage: next hop, size, rewrite, link header. And what goes back when a packet cannot go on.
+
+use shunt_engine::{Frame, PortId};
+
+use crate::classify::{Fragmentation, Meta};
+use crate::conn::Conn;
+use crate::counters::Event;
+use crate::emit::RateLimit;
+use crate::flow::Context;
+use crate::forward::{self, dr, fullnat, nat, split, tun};
+use crate::icmp::{self, Quoted};
+use crate::neigh::{HopId, NextHop};
+use crate::server::{Mode, Server};
+use crate::tuple::{Address, V4};
+use crate::verdict::{Decision, DropReason};
+
+/// How one worker sends, with its share of what is rate-limited.
+#[derive(Debug, Default)]
+pub struct Transmit {
+    icmp: RateLimit,
+    resets: RateLimit,
+    /// Identification of the next outer IPv4 header.
+    ip_id: u16,
+}
+
+/// A resolved next hop.
+#[derive(Clone, Copy, Debug)]
+struct Link<'a> {
+    hop: &'a NextHop,
+    destination: shunt_engine::port::MacAddr,
+}
+
+impl Transmit {
+    /// A client's packet, on to the server.
+    #[inline]
+    pub fn request(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        conn: &mut Conn<V4>,
+        server: &Server,
+        meta: &Meta,
+        frame: &mut Frame,
+    ) -> Decision {
+        learn_client(conn, cx, frame);
+        let link = match to_server(cx, server) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let overhead = if server.mode == Mode::Tun { tun::OVERHEAD } else { 0 };
+        let fits = match self.check(cx, &link, overhead, meta, frame) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let later = meta.fragment == Fragmentation::Later;
+        let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+        match server.mode {
+            Mode::Fullnat if later => {
+                fullnat::later(frame.data_mut(), l3, conn.peer.address, conn.server.address)
+            }
+            Mode::Fullnat => {
+                fullnat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.peer, conn.server)
+            }
+            Mode::Nat if later => nat::later_request(frame.data_mut(), l3, conn.server.address),
+            Mode::Nat => nat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.server),
+            Mode::Dr | Mode::Tun => dr::request(frame.data_mut(), l3),
+        }
+        let encapsulate = (server.mode == Mode::Tun).then(|| tunnel_ends(&link, conn));
+        self.leave(cx, &link, encapsulate, fits, meta, frame)
+    }
+
+    /// A server's packet, back to the client.
+    #[inline]
+    pub fn reply(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        conn: &mut Conn<V4>,
+        meta: &Meta,
+        frame: &mut Frame,
+    ) -> Decision {
+        let link = match to_client(cx, conn) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let fits = match self.check(cx, &link, 0, meta, frame) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let later = meta.fragment == Fragmentation::Later;
+        let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+        match conn.mode() {
+            Mode::Fullnat if later => {
+                fullnat::later(frame.data_mut(), l3, conn.vip.address, conn.client.address)
+            }
+            Mode::Fullnat => fullnat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip, conn.client),
+            Mode::Nat if later => nat::later_reply(frame.data_mut(), l3, conn.vip.address),
+            Mode::Nat => nat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip),
+            // No reply tuple is in the table for these modes, so no packet gets here.
+            Mode::Dr | Mode::Tun => return Decision::Punt,
+        }
+        self.leave(cx, &link, None, fits, meta, frame)
+    }
+
+    /// Whether the packet may travel on: its TTL lasts, and it fits (or may be cut). Answers with ICMP if not.
+    #[inline]
+    fn check(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        link: &Link<'_>,
+        overhead: u16,
+        meta: &Meta,
+        frame: &Frame,
+    ) -> Result<bool, DropReason> {
+        if meta.ttl <= 1 {
+            self.icmp_back(cx, icmp::Error::TimeExceeded, meta, frame);
+            return Err(DropReason::TtlExceeded);
+        }
+        let room = link.hop.mtu.saturating_sub(overhead);
+        let fits = meta.l3_len() <= room;
+        if !fits && meta.dont_fragment {
+            self.icmp_back(cx, icmp::Error::FragmentationNeeded { mtu: room }, meta, frame);
+            return Err(DropReason::MtuExceeded);
+        }
+        Ok(fits)
+    }
+
+    /// Encapsulates, cuts if need be, and gives the packet its new link header.
+    #[inline]
+    fn leave(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        link: &Link<'_>,
+        tunnel: Option<(V4, V4)>,
+        fits: bool,
+        meta: &Meta,
+        frame: &mut Frame,
+    ) -> Decision {
+        if !fits {
+            return self.leave_in_parts(cx, link, tunnel, meta, frame);
+        }
+        match self.dress(link, tunnel, usize::from(meta.l3), frame) {
+            Ok(()) => Decision::Forward(link.hop.port),
+            Err(reason) => Decision::Drop(reason),
+        }
+    }
+
+    /// Outer header if the packet is to be tunnelled, and the link header instead of the one of `l2_len` bytes.
+    #[inline]
+    fn dress(
+        &mut self,
+        link: &Link<'_>,
+        tunnel: Option<(V4, V4)>,
+        mut l2_len: usize,
+        frame: &mut Frame,
+    ) -> Result<(), DropReason> {
+        if let Some((src, dst)) = tunnel {
+            self.ip_id = self.ip_id.wrapping_add(1);
+            tun::encapsulate(frame, l2_len, src, dst, self.ip_id).map_err(|_| DropReason::NoHeadroom)?;
+            l2_len = 0;
+        }
+        forward::set_link(frame, l2_len, link.hop.source, link.destination, link.hop.vid)
+            .map_err(|_| DropReason::NoHeadroom)
+    }
+
+    #[cold]
+    fn leave_in_parts(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        link: &Link<'_>,
+        tunnel: Option<(V4, V4)>,
+        meta: &Meta,
+        frame: &Frame,
+    ) -> Decision {
+        let overhead = if tunnel.is_some() { tun::OVERHEAD } else { 0 };
+        let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
+        let Some(parts) = split::fragments(packet, link.hop.mtu.saturating_sub(overhead)) else {
+            return Decision::Drop(DropReason::MtuExceeded);
+        };
+        for part in parts {
+            let Some(mut out) = cx.emit.alloc() else { return Decision::Drop(DropReason::NoBuffer) };
+            if !part.write(&mut out) || self.dress(link, tunnel, 0, &mut out).is_err() {
+                cx.emit.free(out);
+                return Decision::Drop(DropReason::NoHeadroom);
+            }
+            cx.emit.send(link.hop.port, out);
+            cx.counters.event(Event::FragmentsSent);
+        }
+        cx.counters.event(Event::PacketsFragmented);
+        Decision::Replaced
+    }
+
+    /// An ICMP error that a client's side sent about a packet from the VIP: on to the server that wrote it.
+    pub fn icmp_to_server(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        conn: &Conn<V4>,
+        server: &Server,
+        quoted: &Quoted,
+        meta: &Meta,
+        frame: &mut Frame,
+    ) -> Decision {
+        let link = match to_server(cx, server) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        if meta.ttl <= 1 {
+            return Decision::Drop(DropReason::TtlExceeded);
+        }
+        match server.mode {
+            Mode::Fullnat => {
+                let outer = icmp::Outer { src: Some(conn.peer.address), dst: conn.server.address };
+                icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.peer);
+            }
+            Mode::Nat => {
+                let outer = icmp::Outer { src: None, dst: conn.server.address };
+                icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.client);
+            }
+            Mode::Dr | Mode::Tun => dr::request(frame.data_mut(), usize::from(meta.l3)),
+        }
+        let encapsulate = (server.mode == Mode::Tun).then(|| tunnel_ends(&link, conn));
+        self.leave(cx, &link, encapsulate, true, meta, frame)
+    }
+
+    /// An ICMP error that the server's side sent about a client's packet: on to the client.
+    pub fn icmp_to_client(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        conn: &mut Conn<V4>,
+        quoted: &Quoted,
+        meta: &Meta,
+        frame: &mut Frame,
+    ) -> Decision {
+        let link = match to_client(cx, conn) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        if meta.ttl <= 1 {
+            return Decision::Drop(DropReason::TtlExceeded);
+        }
+        // The VIP speaks for everything behind it, as in LVS: inner addresses stay inside.
+        let outer = icmp::Outer { src: Some(conn.vip.address), dst: conn.client.address };
+        icmp::translate(frame.data_mut(), meta, quoted, outer, conn.client, conn.vip);
+        self.leave(cx, &link, None, true, meta, frame)
+    }
+
+    /// Answers a TCP segment with a RST, back the way it came.
+    pub fn reset(&mut self, cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
+        if meta.tcp_flags & crate::wire::tcp::flags::RST != 0 {
+            return;
+        }
+        if !self.resets.allow(cx.now) {
+            cx.counters.event(Event::ResetsSuppressed);
+            return;
+        }
+        let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
+        let sent = send_back(cx, meta, frame, |out| crate::emit::reset(out, packet));
+        cx.counters.event(if sent { Event::ResetsSent } else { Event::ResetsSuppressed });
+    }
+
+    #[cold]
+    fn icmp_back(&mut self, cx: &mut Context<'_, '_>, error: icmp::Error, meta: &Meta, frame: &Frame) {
+        let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
+        if !icmp::may_answer(packet) {
+            return;
+        }
+        if !self.icmp.allow(cx.now) {
+            cx.counters.event(Event::IcmpSuppressed);
+            return;
+        }
+        let source = own_address(cx, packet);
+        let sent = send_back(cx, meta, frame, |out| icmp::error(out, error, source, packet));
+        cx.counters.event(if sent { Event::IcmpSent } else { Event::IcmpSuppressed });
+    }
+}
+
+/// The address we speak from to a packet's sender: our own on the way there, else the one it called.
+fn own_address(cx: &Context<'_, '_>, packet: &[u8]) -> V4 {
+    let word =
+        |at: usize| V4(u32::from_be_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]));
+    let (src, dst) = (word(12), word(16));
+    let hop = cx.snapshot.route(src.to_ip()).and_then(|id| cx.snapshot.hop(id));
+    hop.and_then(|hop| hop.address).and_then(V4::from_ip).unwrap_or(dst)
+}
+
+/// Emits a packet that `write` makes to the station `frame` came from, by the port it came in by.
+fn send_back(
+    cx: &mut Context<'_, '_>,
+    meta: &Meta,
+    frame: &Frame,
+    write: impl FnOnce(&mut Frame) -> bool,
+) -> bool {
+    let Some(mut out) = cx.emit.alloc() else { return false };
+    let header = &frame.data()[..usize::from(meta.l3)];
+    if !write(&mut out) || !out.push_front(header.len()) {
+        cx.emit.free(out);
+        return false;
+    }
+    let (to, from) = (&header[6..12], &header[..6]);
+    let data = out.data_mut();
+    data[..6].copy_from_slice(to);
+    data[6..12].copy_from_slice(from);
+    data[12..header.len()].copy_from_slice(&header[12..]);
+    let port: PortId = frame.port();
+    cx.emit.send(port, out)
+}
+
+/// Keeps the way back to the client: its next hop while the routes stay, and the station its packets come from.
+#[inline]
+fn learn_client(conn: &mut Conn<V4>, cx: &Context<'_, '_>, frame: &Frame) {
+    if let Some(source) = frame.data().get(6..12) {
+        conn.client_mac.copy_from_slice(source);
+    }
+    refresh_route(conn, cx);
+}
+
+#[inline]
+fn refresh_route(conn: &mut Conn<V4>, cx: &Context<'_, '_>) {
+    let generation = cx.snapshot.routes_generation() as u16;
+    if conn.routes != generation || conn.client_hop == Conn::<V4>::NO_HOP {
+        let hop = cx.snapshot.route(conn.client.address.to_ip());
+        conn.client_hop = hop.map_or(Conn::<V4>::NO_HOP, |HopId(id)| id);
+        conn.routes = generation;
+    }
+}
+
+#[inline]
+fn to_server<'a>(cx: &Context<'a, '_>, server: &Server) -> Result<Link<'a>, DropReason> {
+    let hop = server.hop.and_then(|id| cx.snapshot.hop(id)).ok_or(DropReason::NoRoute)?;
+    let destination = hop.destination.ok_or(DropReason::NoNeighbour)?;
+    Ok(Link { hop, destination })
+}
+
+#[inline]
+fn to_client<'a>(cx: &Context<'a, '_>, conn: &mut Conn<V4>) -> Result<Link<'a>, DropReason> {
+    refresh_route(conn, cx);
+    let hop = cx.snapshot.hop(HopId(conn.client_hop)).ok_or(DropReason::NoRoute)?;
+    let learnt = shunt_engine::port::MacAddr(conn.client_mac);
+    let attached = (hop.attached && !learnt.is_zero()).then_some(learnt);
+    let destination = hop.destination.or(attached).ok_or(DropReason::NoNeighbour)?;
+    Ok(Link { hop, destination })
+}
+
+/// Outer source and destination: our address towards the server (the VIP where we have none), and the server.
+#[inline]
+fn tunnel_ends(link: &Link<'_>, conn: &Conn<V4>) -> (V4, V4) {
+    let own = link.hop.address.and_then(V4::from_ip).unwrap_or(conn.vip.address);
+    (own, conn.server.address)
+}

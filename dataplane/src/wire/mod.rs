@@ -1,0 +1,4 @@
+//! Bytes and what they mean.
+
+pub mod checksum;
+pub mod tcp;
