@@ -136,7 +136,7 @@ mod tests {
         for worker in 0..3 {
             let mut ports = LocalPorts::new(WorkerId(worker), 3, 12_345);
             let locals = [local("10.0.0.200", 1024..=65_535), local("10.0.0.201", 1024..=65_535)];
-            let free = Endpoint::new(V4(0x0a00_00c9), 40_002 - 40_002 % 3 + worker);
+            let free = Endpoint::new(V4(0x0a00_00c9), 40_002 + worker);
             let calls_max = (2 * 64_512 / 3_usize).div_ceil(TRIES_MAX as usize) + 1;
             let mut search =
                 || ports.choose(&locals, SERVER, Protocol::Tcp, |tuple| tuple.dst != free).endpoint;
