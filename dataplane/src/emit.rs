@@ -1,81 +1,100 @@
-//! Packets we originate, and how many of them.
+//! Packets we originate about packets of others, besides ICMP: TCP resets. And the limit on originating anything.
+//!
+//! What is written here is an IP packet without link header, into an empty frame.
 
 use shunt_engine::{Duration, Frame, Instant};
 
 use crate::tuple::V4;
-use crate::wire::checksum;
-use crate::wire::tcp::flags::{ACK, FIN, RST, SYN};
+use crate::wire::tcp::flags;
+use crate::wire::{ipv4, tcp};
 
-const TCP: u8 = 6;
-const TTL: u8 = 64;
-const DONT_FRAGMENT: u8 = 0x40;
+/// TTL of what we originate: Linux's default, RFC 1700's recommendation.
+pub(crate) const TTL: u8 = 64;
 
-/// At most so many packets per second in the long run, and a few at once: as the kernel's `icmp_msgs_per_sec` and
-/// `icmp_msgs_burst`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RateLimit {
-    /// When the packets sent so far would have been sent at an even pace.
-    paced: Instant,
-}
-
-impl RateLimit {
-    const INTERVAL: Duration = Duration::from_millis(1);
-    const BURST: Duration = Duration::from_millis(50);
-
-    /// Whether another packet may be sent now; it counts as sent then.
-    pub fn allow(&mut self, now: Instant) -> bool {
-        let paced = self.paced.max(now) + Self::INTERVAL;
-        let allowed = paced.since(now) <= Self::BURST;
-        if allowed {
-            self.paced = paced;
-        }
-        allowed
-    }
-}
-
-/// Writes the RST that answers the TCP segment `packet` (IPv4; RFC 9293 §3.10.7.1) into an empty frame, without link
-/// header. False when it does not fit.
+/// Writes the RST that answers the TCP segment in `packet` (an IPv4 packet without link header) where no connection
+/// exists, RFC 9293 §3.10.7.1. Returns false, with nothing to send, for a RST, for a sender that is no single host,
+/// and for bytes that are no TCP segment.
+#[must_use]
 pub fn reset(out: &mut Frame, packet: &[u8]) -> bool {
-    if !out.set_len(40) {
+    let Ok(ip) = ipv4::Packet::new_checked(packet) else { return false };
+    let Ok(segment) = tcp::Packet::new_checked(ip.payload()) else { return false };
+    let later_fragment = ip.fragment_offset() != 0;
+    if segment.flags() & flags::RST != 0 || ip.protocol() != 6 || later_fragment || !is_host(ip.src()) {
         return false;
     }
-    let header_len = usize::from(packet[0] & 15) * 4;
-    let segment = &packet[header_len..];
-    let flags = segment[13];
-    let address =
-        |at: usize| V4(u32::from_be_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]));
-    let number =
-        |at: usize| u32::from_be_bytes([segment[at], segment[at + 1], segment[at + 2], segment[at + 3]]);
-    let payload = segment.len() - usize::from(segment[12] >> 4) * 4;
-    let phantom = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
-    let (seq, ack, flags) = if flags & ACK != 0 {
-        (number(8), 0, RST)
+    let (seq, ack, reply_flags) = if segment.flags() & flags::ACK != 0 {
+        (segment.ack(), 0, flags::RST)
     } else {
-        (0, number(4).wrapping_add(payload as u32).wrapping_add(phantom), RST | ACK)
+        (0, segment.seq().wrapping_add(segment.segment_len()), flags::RST | flags::ACK)
     };
-    let (src, dst) = (address(16), address(12));
-    let (header, tcp) = out.data_mut().split_at_mut(20);
-    ipv4_header(header, 40, TCP, src, dst);
-    tcp.fill(0);
-    tcp[..2].copy_from_slice(&segment[2..4]);
-    tcp[2..4].copy_from_slice(&segment[..2]);
-    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
-    tcp[12..14].copy_from_slice(&[5 << 4, flags]);
-    let pseudo = u64::from(src.0) + u64::from(dst.0) + u64::from(TCP) + 20;
-    let sum = !checksum::fold(pseudo + checksum::sum(tcp));
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    let header = ipv4::Repr {
+        tos: ip.tos(),
+        payload_len: tcp::HEADER_LEN as u16,
+        id: 0,
+        dont_fragment: true,
+        ttl: TTL,
+        protocol: 6,
+        src: ip.dst(),
+        dst: ip.src(),
+    };
+    if !out.set_len(ipv4::HEADER_LEN + tcp::HEADER_LEN) {
+        return false;
+    }
+    let (head, body) = out.data_mut().split_at_mut(ipv4::HEADER_LEN);
+    head.copy_from_slice(&header.emit());
+    let mut reply = tcp::Packet::write(body).expect("the frame was just made that long");
+    reply.set_src_port(segment.dst_port());
+    reply.set_dst_port(segment.src_port());
+    reply.set_seq(seq);
+    reply.set_ack(ack);
+    reply.set_flags(reply_flags);
+    reply.fill_checksum(header.src, header.dst);
     true
 }
 
-/// Writes an IPv4 header of 20 bytes with its checksum. Not to be fragmented, so its identification may be 0 (RFC 6864).
-pub(crate) fn ipv4_header(out: &mut [u8], total_len: u16, protocol: u8, src: V4, dst: V4) {
-    let [len_high, len_low] = total_len.to_be_bytes();
-    out[..12].copy_from_slice(&[0x45, 0, len_high, len_low, 0, 0, DONT_FRAGMENT, 0, TTL, protocol, 0, 0]);
-    out[12..16].copy_from_slice(&src.0.to_be_bytes());
-    out[16..20].copy_from_slice(&dst.0.to_be_bytes());
-    let sum = checksum::of(&out[..20]);
-    out[10..12].copy_from_slice(&sum.to_be_bytes());
+/// Whether an address can be that of a single host: not 0.0.0.0/8, loopback, multicast, reserved or broadcast
+/// (RFC 1122 §3.2.1.3). A subnet's broadcast address cannot be told without the subnet.
+pub(crate) const fn is_host(address: V4) -> bool {
+    !matches!((address.0 >> 24) as u8, 0 | 127 | 224..)
+}
+
+/// A token bucket: so many per second, and so many at once. Time is an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    interval: Duration,
+    tolerance: Duration,
+    /// When the bucket will be full again.
+    full_at: Instant,
+}
+
+impl RateLimit {
+    /// `per_second` of them on average, `burst` of them at once; both at least one.
+    pub const fn new(per_second: u32, burst: u32) -> Self {
+        let interval = 1_000_000_000 / if per_second == 0 { 1 } else { per_second as u64 };
+        let spare = (burst as u64).saturating_sub(1);
+        Self {
+            interval: Duration::from_nanos(interval),
+            tolerance: Duration::from_nanos(interval * spare),
+            full_at: Instant::ZERO,
+        }
+    }
+
+    /// Whether one more may be sent `now`; if so it is taken.
+    #[must_use]
+    pub fn allow(&mut self, now: Instant) -> bool {
+        if self.full_at.since(now) > self.tolerance {
+            return false;
+        }
+        self.full_at = self.full_at.max(now) + self.interval;
+        true
+    }
+}
+
+impl Default for RateLimit {
+    /// What Linux allows itself for ICMP (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
+    fn default() -> Self {
+        Self::new(1000, 50)
+    }
 }
 
 #[cfg(test)]

@@ -1,58 +1,148 @@
-//! ICMP errors (RFC 792): those about our flows are translated and passed on, and a few are our own.
+//! ICMP errors: those we originate, and those that others send about our flows.
+//!
+//! RFC 792, RFC 1122 §3.2.2 (when not to), RFC 1812 §4.3 (how much to quote), RFC 1191 §4 (the MTU in them), and for
+//! the translation RFC 5508 §4; in Linux `net/ipv4/icmp.c` and `ip_vs_nat_icmp` in `net/netfilter/ipvs/ip_vs_core.c`.
 
 use shunt_engine::Frame;
 
 use crate::classify::Meta;
+use crate::emit::{TTL, is_host};
+use crate::forward::{rewrite_addresses, set_addresses, set_ports};
 use crate::tuple::{Endpoint, Protocol, Tuple, V4};
-use crate::wire::checksum::{self, Delta};
+use crate::wire::checksum::Delta;
+use crate::wire::icmpv4::{self, CHECKSUM, kind, unreachable};
+use crate::wire::{get_u16, ipv4, put_u16, tcp, udp};
 
-const ICMP: u8 = 1;
-const HEADER: usize = 8;
-/// An ICMP error carries as much of the packet as fits 576 bytes (RFC 1812 §4.3.2.3).
+/// Why a packet went no further, as told to its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Its TTL ran out.
+    TimeExceeded,
+    /// It is bigger than the next hop's `mtu`, and not to be fragmented.
+    FragmentationNeeded {
+        /// Largest IP packet that would fit, in bytes.
+        mtu: u16,
+    },
+    /// The host cannot be reached.
+    HostUnreachable,
+    /// Nobody listens.
+    PortUnreachable,
+}
+
+impl Error {
+    /// Type, code and rest of the ICMP header.
+    const fn header(self) -> (u8, u8, u32) {
+        match self {
+            Self::TimeExceeded => (kind::TIME_EXCEEDED, 0, 0),
+            Self::FragmentationNeeded { mtu } => {
+                (kind::UNREACHABLE, unreachable::FRAGMENTATION_NEEDED, mtu as u32)
+            }
+            Self::HostUnreachable => (kind::UNREACHABLE, unreachable::HOST, 0),
+            Self::PortUnreachable => (kind::UNREACHABLE, unreachable::PORT, 0),
+        }
+    }
+}
+
+/// Longest ICMP error, IP header included (RFC 1812 §4.3.2.3).
 const ERROR_LEN_MAX: usize = 576;
+/// Internetwork control, as Linux marks its errors (RFC 1812 §4.3.2.5).
+const TOS: u8 = 0xc0;
 
-/// The packet that an ICMP error is about, as its quote shows it.
+/// Whether an ICMP error may be sent about `packet` (an IPv4 packet without link header), RFC 1122 §3.2.2: never about
+/// an ICMP error, a later fragment, or a packet that is not from one host to one host.
+pub fn may_answer(packet: &[u8]) -> bool {
+    let Ok(ip) = ipv4::Packet::new_header(packet) else { return false };
+    if ip.fragment_offset() != 0 || !is_host(ip.src()) || !is_host(ip.dst()) {
+        return false;
+    }
+    if ip.protocol() != ipv4::protocol::ICMP {
+        return true;
+    }
+    ip.payload().first().is_some_and(|&kind| !icmpv4::is_error(kind))
+}
+
+/// Writes an ICMP error from `source` about `packet` (an IPv4 packet without link header) into an empty frame, without
+/// link header. Returns false when it does not fit or `packet` is none.
+#[must_use]
+pub fn error(out: &mut Frame, error: Error, source: V4, packet: &[u8]) -> bool {
+    const HEADERS: usize = ipv4::HEADER_LEN + icmpv4::HEADER_LEN;
+    let Ok(ip) = ipv4::Packet::new_header(packet) else { return false };
+    let end = packet.len().min(usize::from(ip.total_len())).min(ERROR_LEN_MAX - HEADERS);
+    let quote = &packet[..end];
+    if !out.set_len(HEADERS + quote.len()) {
+        return false;
+    }
+    let header = ipv4::Repr {
+        tos: TOS,
+        payload_len: (icmpv4::HEADER_LEN + quote.len()) as u16,
+        id: 0,
+        dont_fragment: true,
+        ttl: TTL,
+        protocol: ipv4::protocol::ICMP,
+        src: source,
+        dst: ip.src(),
+    };
+    let (head, body) = out.data_mut().split_at_mut(ipv4::HEADER_LEN);
+    head.copy_from_slice(&header.emit());
+    body[icmpv4::HEADER_LEN..].copy_from_slice(quote);
+    let mut message = icmpv4::Packet::new_checked(body).expect("the frame was just made that long");
+    let (kind, code, rest) = error.header();
+    message.set_kind(kind, code);
+    message.set_rest(rest);
+    message.fill_checksum();
+    true
+}
+
+/// The packet that an ICMP error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
-    /// Its addresses and ports.
+    /// Addresses and ports as they are in the quoted headers.
     pub tuple: Tuple<V4>,
-    /// Offset of its IP header in the frame.
+    /// Offset of the quoted IP header in the frame.
     l3: usize,
-    /// Offset of its transport header in the frame.
+    /// Offset of the quoted transport header.
     l4: usize,
 }
 
-/// Reads the quote of the ICMP error in `frame`. `None` when it has no ports: cut off, a later fragment, or of a
-/// protocol without.
+/// Bytes of the transport header that every error quotes (RFC 792).
+const QUOTED_MIN: usize = 8;
+
+/// Reads the packet that the ICMP error in `frame` is about. `None` when that is not TCP or UDP, is a later fragment, or
+/// is not quoted far enough to tell.
 pub fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted> {
-    let l3 = usize::from(meta.l4) + HEADER;
-    let packet = frame.get(l3..usize::from(meta.end))?;
-    let header = packet.first_chunk::<20>()?;
-    let header_len = usize::from(header[0] & 15) * 4;
-    let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-    if header[0] >> 4 != 4 || header_len < 20 || fragment_offset != 0 {
+    let (l4, end) = (usize::from(meta.l4), usize::from(meta.end));
+    let message = icmpv4::Packet::new_checked(frame.get(l4..end)?).ok()?;
+    if !icmpv4::is_error(message.kind()) {
         return None;
     }
-    let protocol = Protocol::from_number(header[9])?;
-    let &[s0, s1, d0, d1] = packet.get(header_len..)?.first_chunk::<4>()?;
-    let address =
-        |at: usize| V4(u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
-    let src = Endpoint::new(address(12), u16::from_be_bytes([s0, s1]));
-    let dst = Endpoint::new(address(16), u16::from_be_bytes([d0, d1]));
-    Some(Quoted { tuple: Tuple { src, dst, protocol }, l3, l4: l3 + header_len })
+    let ip = ipv4::Packet::new_header(message.payload()).ok()?;
+    let protocol = Protocol::from_number(ip.protocol())?;
+    let inner_l3 = l4 + icmpv4::HEADER_LEN;
+    let inner_l4 = inner_l3 + ip.header_len();
+    let header = frame.get(inner_l4..end).filter(|header| header.len() >= QUOTED_MIN)?;
+    if ip.fragment_offset() != 0 {
+        return None;
+    }
+    let tuple = Tuple {
+        src: Endpoint::new(ip.src(), get_u16(header, 0)),
+        dst: Endpoint::new(ip.dst(), get_u16(header, 2)),
+        protocol,
+    };
+    Some(Quoted { tuple, l3: inner_l3, l4: inner_l4 })
 }
 
-/// New addresses of the packet that carries the error.
+/// The new outer addresses of a translated ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outer {
-    /// Source; `None` leaves it.
+    /// Source; `None` leaves it, as is right for an error from a router on the way.
     pub src: Option<V4>,
     /// Destination.
     pub dst: V4,
 }
 
-/// Rewrites an ICMP error so that its receiver recognises the packet it sent: the carrier's addresses, and the quoted
-/// packet's endpoints. Every checksum follows by difference. Takes one off the TTL.
+/// Translates the ICMP error in `frame` about a translated packet: the outer addresses, and the quoted packet's, which
+/// becomes what its sender knows. The outer TTL loses one. All checksums follow by what changed; the quoted transport
+/// checksum too, when it is quoted.
 pub fn translate(
     frame: &mut [u8],
     meta: &Meta,
@@ -61,111 +151,28 @@ pub fn translate(
     src: Endpoint<V4>,
     dst: Endpoint<V4>,
 ) {
-    let icmp_at = usize::from(meta.l4);
-    let end = usize::from(meta.end);
-    // The quoted IP header.
-    let addresses = Delta::NONE.address(quoted.tuple.src.address, src.address);
-    let addresses = addresses.address(quoted.tuple.dst.address, dst.address);
-    let ports = Delta::NONE.word(quoted.tuple.src.port, src.port).word(quoted.tuple.dst.port, dst.port);
-    put_address(frame, quoted.l3 + 12, src.address);
-    put_address(frame, quoted.l3 + 16, dst.address);
-    put(frame, quoted.l4, src.port);
-    put(frame, quoted.l4 + 2, dst.port);
-    let mut covered = addresses.plus(ports);
-    covered = covered.plus(update(frame, quoted.l3 + 10, addresses));
-    // The quoted transport checksum, where the quote reaches that far.
-    let at = match quoted.tuple.protocol {
-        Protocol::Tcp => quoted.l4 + 16,
-        Protocol::Udp => quoted.l4 + 6,
+    // ICMP has no pseudo header: the outer addresses do not count in its checksum.
+    rewrite_addresses(frame, meta.l3.into(), outer.src, Some(outer.dst));
+    let addresses = set_addresses(&mut frame[quoted.l3..], Some(src.address), Some(dst.address));
+    let ports = set_ports(&mut frame[quoted.l4..], Some(src.port), Some(dst.port));
+    let both = addresses.and(ports);
+    let header = update_quoted(frame, quoted.l3 + 10, |field| addresses.apply(field));
+    let (at, is_udp) = match quoted.tuple.protocol {
+        Protocol::Tcp => (quoted.l4 + tcp::CHECKSUM, false),
+        Protocol::Udp => (quoted.l4 + udp::CHECKSUM, true),
     };
-    if at + 2 <= end && !(quoted.tuple.protocol == Protocol::Udp && word(frame, at) == 0) {
-        covered = covered.plus(update(frame, at, addresses.plus(ports)));
-    }
-    update(frame, icmp_at + 2, covered);
-    carry(frame, usize::from(meta.l3), outer);
-}
-
-/// Rewrites the carrier's header.
-fn carry(frame: &mut [u8], l3: usize, outer: Outer) {
-    let mut delta = Delta::NONE;
-    for (at, new) in [(l3 + 12, outer.src), (l3 + 16, Some(outer.dst))] {
-        if let Some(new) = new {
-            delta = delta.address(address(frame, at), new);
-            put_address(frame, at, new);
-        }
-    }
-    let ttl = word(frame, l3 + 8);
-    put(frame, l3 + 8, ttl.wrapping_sub(0x0100));
-    update(frame, l3 + 10, delta.word(ttl, ttl.wrapping_sub(0x0100)));
-}
-
-/// An ICMP error of our own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
-    /// The TTL ran out (type 11, code 0).
-    TimeExceeded,
-    /// Too big for the next hop and not to be fragmented (type 3, code 4; RFC 1191).
-    FragmentationNeeded {
-        /// What would fit.
-        mtu: u16,
-    },
-}
-
-/// Whether an error about `packet` (IPv4) may be sent at all: not about errors, later fragments, and what came from or
-/// went to no single station (RFC 1122 §3.2.2).
-pub fn may_answer(packet: &[u8]) -> bool {
-    let header_len = usize::from(packet[0] & 15) * 4;
-    let later = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
-    let about_error = packet[9] == ICMP && packet.get(header_len).is_none_or(|kind| !matches!(kind, 0 | 8));
-    let single = |address: V4| !matches!(address.0 >> 24, 0 | 127 | 224..=255);
-    !later && !about_error && single(address(packet, 12)) && single(address(packet, 16))
-}
-
-/// Writes an error about `packet` from `source` to its sender into an empty frame, without link header. False when it
-/// does not fit.
-pub fn error(out: &mut Frame, error: Error, source: V4, packet: &[u8]) -> bool {
-    let quote = &packet[..packet.len().min(ERROR_LEN_MAX - 20 - HEADER)];
-    let total = 20 + HEADER + quote.len();
-    if !out.set_len(total) {
-        return false;
-    }
-    let (kind, code, rest) = match error {
-        Error::TimeExceeded => (11, 0, [0; 4]),
-        Error::FragmentationNeeded { mtu } => {
-            let [high, low] = mtu.to_be_bytes();
-            (3, 4, [0, 0, high, low])
-        }
+    let transport = if at + 2 <= usize::from(meta.end) {
+        update_quoted(frame, at, |field| if is_udp { both.apply_udp(field) } else { both.apply(field) })
+    } else {
+        Delta::default()
     };
-    let (header, icmp) = out.data_mut().split_at_mut(20);
-    crate::emit::ipv4_header(header, total as u16, ICMP, source, address(packet, 12));
-    icmp[..4].copy_from_slice(&[kind, code, 0, 0]);
-    icmp[4..8].copy_from_slice(&rest);
-    icmp[8..].copy_from_slice(quote);
-    let sum = checksum::of(icmp);
-    put(icmp, 2, sum);
-    true
+    let field = usize::from(meta.l4) + CHECKSUM;
+    put_u16(frame, field, both.and(header).and(transport).apply(get_u16(frame, field)));
 }
 
-/// Applies `delta` to the checksum at `at`, and says how that changes a checksum over it.
-fn update(frame: &mut [u8], at: usize, delta: Delta) -> Delta {
-    let old = word(frame, at);
-    let new = delta.apply(old);
-    put(frame, at, new);
-    Delta::NONE.word(old, new)
-}
-
-fn word(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-fn address(bytes: &[u8], at: usize) -> V4 {
-    V4(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
-}
-
-fn put_address(bytes: &mut [u8], at: usize, value: V4) {
-    bytes[at..at + 4].copy_from_slice(&value.0.to_be_bytes());
+/// Changes a checksum inside the quote. Returns what that changes about the checksum around the quote.
+fn update_quoted(frame: &mut [u8], at: usize, update: impl Fn(u16) -> u16) -> Delta {
+    let (old, new) = (get_u16(frame, at), update(get_u16(frame, at)));
+    put_u16(frame, at, new);
+    Delta::default().word(old, new)
 }

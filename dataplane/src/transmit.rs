@@ -62,7 +62,7 @@ impl Transmit {
             }
             Mode::Nat if later => nat::later_request(frame.data_mut(), l3, conn.server.address),
             Mode::Nat => nat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.server),
-            Mode::Dr | Mode::Tun => dr::request(frame.data_mut(), l3),
+            Mode::Dr | Mode::Tun => dr::request::<V4>(frame.data_mut(), l3),
         }
         let encapsulate = (server.mode == Mode::Tun).then(|| tunnel_ends(&link, conn));
         self.leave(cx, &link, encapsulate, fits, meta, frame)
@@ -214,7 +214,7 @@ impl Transmit {
                 let outer = icmp::Outer { src: None, dst: conn.server.address };
                 icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.client);
             }
-            Mode::Dr | Mode::Tun => dr::request(frame.data_mut(), usize::from(meta.l3)),
+            Mode::Dr | Mode::Tun => dr::request::<V4>(frame.data_mut(), usize::from(meta.l3)),
         }
         let encapsulate = (server.mode == Mode::Tun).then(|| tunnel_ends(&link, conn));
         self.leave(cx, &link, encapsulate, true, meta, frame)

@@ -1,9 +1,11 @@
-//! DR (direct routing, LVS: Route): the packet stays as it is, for the server owns the VIP; only the TTL counts the hop.
+//! `mode = "dr"`: the packet goes to the server's link address as it is. The server has the VIP too, does not tell
+//! anybody, and answers the client directly.
 
-use super::Rewrite;
+use super::rewrite_addresses;
+use crate::wire::Family;
 
-/// A client's packet.
+/// A client's packet of family `A`, whole or any fragment: only its TTL changes, as when Linux forwards.
 #[inline]
-pub fn request(frame: &mut [u8], l3: usize) {
-    Rewrite::default().apply(frame, l3, None);
+pub fn request<A: Family>(frame: &mut [u8], l3: usize) {
+    rewrite_addresses::<A>(frame, l3, None, None);
 }

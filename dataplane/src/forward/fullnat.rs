@@ -1,36 +1,42 @@
-//! FULLNAT: both addresses are rewritten, so servers answer to us whatever their routes are.
+//! `mode = "fullnat"`: both ends are rewritten, so that servers answer to us whatever their routes are.
+//!
+//! ```text
+//! client → VIP        becomes        local address → server
+//! client ← VIP        becomes        local address ← server
+//! ```
 
-use super::Rewrite;
-use crate::tuple::{Endpoint, Protocol, V4};
+use super::{rewrite, rewrite_addresses};
+use crate::tuple::{Endpoint, Protocol};
+use crate::wire::Family;
 
-/// A client's packet: from `local` to `server`.
+/// A client's packet, on from a `local` address and port to its `server`.
 #[inline]
-pub fn request(
+pub fn request<A: Family>(
     frame: &mut [u8],
     l3: usize,
     l4: usize,
     protocol: Protocol,
-    local: Endpoint<V4>,
-    server: Endpoint<V4>,
+    local: Endpoint<A>,
+    server: Endpoint<A>,
 ) {
-    Rewrite { src: Some(local), dst: Some(server) }.apply(frame, l3, Some((l4, protocol)));
+    rewrite(frame, l3, l4, protocol, Some(local), Some(server));
 }
 
-/// A server's packet: from `vip` to `client`.
+/// A server's packet, back from the `vip` to the `client`.
 #[inline]
-pub fn reply(
+pub fn reply<A: Family>(
     frame: &mut [u8],
     l3: usize,
     l4: usize,
     protocol: Protocol,
-    vip: Endpoint<V4>,
-    client: Endpoint<V4>,
+    vip: Endpoint<A>,
+    client: Endpoint<A>,
 ) {
-    Rewrite { src: Some(vip), dst: Some(client) }.apply(frame, l3, Some((l4, protocol)));
+    rewrite(frame, l3, l4, protocol, Some(vip), Some(client));
 }
 
-/// A later fragment, of either direction: it has addresses only.
-pub fn later(frame: &mut [u8], l3: usize, src: V4, dst: V4) {
-    let (src, dst) = (Endpoint::new(src, 0), Endpoint::new(dst, 0));
-    Rewrite { src: Some(src), dst: Some(dst) }.apply(frame, l3, None);
+/// A later fragment in either direction.
+#[inline]
+pub fn later<A: Family>(frame: &mut [u8], l3: usize, src: A, dst: A) {
+    rewrite_addresses(frame, l3, Some(src), Some(dst));
 }

@@ -1,26 +1,35 @@
-//! NAT (LVS: Masq): the server's address replaces the VIP, and the VIP the server's; servers route back through us.
+//! `mode = "nat"`: the VIP becomes the server and back; servers see the clients' addresses and route through us. What
+//! LVS calls masquerading.
+//!
+//! ```text
+//! client → VIP        becomes        client → server
+//! client ← VIP        becomes        client ← server
+//! ```
 
-use super::Rewrite;
-use crate::tuple::{Endpoint, Protocol, V4};
+use super::{rewrite, rewrite_addresses};
+use crate::tuple::{Endpoint, Protocol};
+use crate::wire::Family;
 
-/// A client's packet: to `server`.
+/// A client's packet, on to its `server`.
 #[inline]
-pub fn request(frame: &mut [u8], l3: usize, l4: usize, protocol: Protocol, server: Endpoint<V4>) {
-    Rewrite { src: None, dst: Some(server) }.apply(frame, l3, Some((l4, protocol)));
+pub fn request<A: Family>(frame: &mut [u8], l3: usize, l4: usize, protocol: Protocol, server: Endpoint<A>) {
+    rewrite(frame, l3, l4, protocol, None, Some(server));
 }
 
-/// A server's packet: from `vip`.
+/// A server's packet, back from the `vip`.
 #[inline]
-pub fn reply(frame: &mut [u8], l3: usize, l4: usize, protocol: Protocol, vip: Endpoint<V4>) {
-    Rewrite { src: Some(vip), dst: None }.apply(frame, l3, Some((l4, protocol)));
+pub fn reply<A: Family>(frame: &mut [u8], l3: usize, l4: usize, protocol: Protocol, vip: Endpoint<A>) {
+    rewrite(frame, l3, l4, protocol, Some(vip), None);
 }
 
 /// A later fragment of a client's packet.
-pub fn later_request(frame: &mut [u8], l3: usize, server: V4) {
-    Rewrite { src: None, dst: Some(Endpoint::new(server, 0)) }.apply(frame, l3, None);
+#[inline]
+pub fn later_request<A: Family>(frame: &mut [u8], l3: usize, server: A) {
+    rewrite_addresses(frame, l3, None, Some(server));
 }
 
 /// A later fragment of a server's packet.
-pub fn later_reply(frame: &mut [u8], l3: usize, vip: V4) {
-    Rewrite { src: Some(Endpoint::new(vip, 0)), dst: None }.apply(frame, l3, None);
+#[inline]
+pub fn later_reply<A: Family>(frame: &mut [u8], l3: usize, vip: A) {
+    rewrite_addresses(frame, l3, Some(vip), None);
 }

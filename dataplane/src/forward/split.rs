@@ -1,102 +1,144 @@
-//! Cutting an IPv4 packet into fragments for a smaller MTU (RFC 791 §3.2).
+//! Cuts an IPv4 packet into fragments for a next hop with a smaller MTU, RFC 791 §3.2 "Fragmentation".
+//!
+//! The packet may be a fragment itself: offsets and the more-fragments flag go on from its own. In TUN mode the inner
+//! packet is cut, for an MTU less the tunnel's overhead, and each part is encapsulated.
 
-use arrayvec::ArrayVec;
 use shunt_engine::Frame;
 
-use crate::wire::checksum;
+use crate::wire::ipv4::{DONT_FRAGMENT, HEADER_LEN, HEADER_LEN_MAX, MORE_FRAGMENTS, OFFSET_MASK, Packet};
 
-/// Parts a packet may be cut into: a full frame of 4 KiB for the smallest MTU with room to spare for its options.
-const PARTS_MAX: usize = 64;
-const MORE_FRAGMENTS: u16 = 0x2000;
-const OFFSET: u16 = 0x1fff;
-
-/// One part of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Part<'a> {
-    header: &'a [u8],
-    payload: &'a [u8],
-    /// Flags and offset field.
-    flags_offset: u16,
-    first: bool,
-}
-
-/// The parts of `packet` (IPv4, its total length and no more) that fit `mtu`; a fragment is cut into smaller ones. `None`
-/// when `mtu` has no room for data, or there would be too many.
-pub fn fragments(packet: &[u8], mtu: u16) -> Option<ArrayVec<Part<'_>, PARTS_MAX>> {
-    let header_len = usize::from(packet[0] & 15) * 4;
-    let (header, payload) = packet.split_at(header_len);
-    let step = usize::from(mtu).checked_sub(header_len)? & !7;
-    if step == 0 || payload.len().div_ceil(step) > PARTS_MAX {
+/// The fragments of `packet` (an IPv4 packet without link header and padding) that fit `mtu`, in order. `None` when it
+/// must not be cut, cannot be cut (an MTU without room for 8 bytes of data, offsets beyond 65 535), or is no packet.
+pub fn fragments(packet: &[u8], mtu: u16) -> Option<Fragments<'_>> {
+    let whole = Packet::new_checked(packet).ok()?;
+    let first = Header::new(whole.header());
+    let later = first.for_later_fragments();
+    let room = |header: &Header| usize::from(mtu).checked_sub(header.len).map(|room| room & !7);
+    let payload = &packet[whole.header_len()..whole.total_len().into()];
+    let end = usize::from(whole.fragment_offset()) + payload.len();
+    if whole.dont_fragment() || room(&first)? == 0 || end > usize::from(u16::MAX) {
         return None;
     }
-    let flags_offset = u16::from_be_bytes([header[6], header[7]]);
-    let parts = payload.chunks(step).enumerate().map(|(number, payload_part)| {
-        let at = number * step;
-        let last = at + payload_part.len() == payload.len();
-        let more = if last { flags_offset & MORE_FRAGMENTS } else { MORE_FRAGMENTS };
-        let offset = (flags_offset & OFFSET) + (at / 8) as u16;
-        let keep = flags_offset & !(MORE_FRAGMENTS | OFFSET);
-        Part {
-            header,
-            payload: payload_part,
-            flags_offset: keep | more | (offset & OFFSET),
-            first: number == 0,
-        }
-    });
-    Some(parts.collect())
+    Some(Fragments {
+        first,
+        later,
+        mtu: usize::from(mtu),
+        flags_offset: whole.flags_offset(),
+        payload,
+        at: 0,
+    })
+}
+
+/// What is left to cut.
+#[derive(Clone, Debug)]
+pub struct Fragments<'a> {
+    first: Header,
+    later: Header,
+    mtu: usize,
+    flags_offset: u16,
+    payload: &'a [u8],
+    at: usize,
+}
+
+/// One fragment, not yet written anywhere.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    header: Header,
+    payload: &'a [u8],
+}
+
+impl<'a> Iterator for Fragments<'a> {
+    type Item = Part<'a>;
+
+    fn next(&mut self) -> Option<Part<'a>> {
+        let rest = self.payload.get(self.at..).filter(|rest| !rest.is_empty())?;
+        let mut header = if self.at == 0 { self.first.clone() } else { self.later.clone() };
+        let fits = rest.len() <= self.mtu - header.len;
+        let len = if fits { rest.len() } else { (self.mtu - header.len) & !7 };
+        let more = if fits { self.flags_offset & MORE_FRAGMENTS } else { MORE_FRAGMENTS };
+        // `fragments` has checked that the last offset fits.
+        let offset = (self.flags_offset & OFFSET_MASK) + (self.at / 8) as u16;
+        header.finish(more | offset, len);
+        self.at += len;
+        Some(Part { header, payload: &rest[..len] })
+    }
 }
 
 impl Part<'_> {
-    /// Writes the part into an empty frame. False when it does not fit.
+    /// Bytes of the fragment.
+    #[expect(clippy::len_without_is_empty, reason = "a fragment is never empty")]
+    pub fn len(&self) -> usize {
+        self.header.len + self.payload.len()
+    }
+
+    /// Writes the fragment, without link header, into an empty frame. Returns false when it does not fit.
+    #[must_use]
     pub fn write(&self, frame: &mut Frame) -> bool {
-        if !frame.set_len(60 + self.payload.len()) {
+        if !frame.set_len(self.len()) {
             return false;
         }
-        let data = frame.data_mut();
-        let header_len = self.write_header(data);
-        data[header_len..header_len + self.payload.len()].copy_from_slice(self.payload);
-        frame.set_len(header_len + self.payload.len())
+        let (header, payload) = frame.data_mut().split_at_mut(self.header.len);
+        header.copy_from_slice(&self.header.bytes[..self.header.len]);
+        payload.copy_from_slice(self.payload);
+        true
+    }
+}
+
+/// An IPv4 header with its options.
+#[derive(Clone, Debug)]
+struct Header {
+    bytes: [u8; HEADER_LEN_MAX],
+    len: usize,
+}
+
+/// Option kinds without a length (RFC 791 §3.1).
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+/// The bit of an option's kind that says "copied on fragmentation".
+const COPIED: u8 = 0x80;
+
+impl Header {
+    fn new(header: &[u8]) -> Self {
+        let mut bytes = [0; HEADER_LEN_MAX];
+        bytes[..header.len()].copy_from_slice(header);
+        Self { bytes, len: header.len() }
     }
 
-    fn write_header(&self, out: &mut [u8]) -> usize {
-        let header_len = if self.first { self.copy_whole(out) } else { self.copy_lasting(out) };
-        let total = (header_len + self.payload.len()) as u16;
-        out[0] = 0x40 | (header_len / 4) as u8;
-        out[2..4].copy_from_slice(&total.to_be_bytes());
-        out[6..8].copy_from_slice(&self.flags_offset.to_be_bytes());
-        out[10..12].fill(0);
-        let sum = checksum::of(&out[..header_len]);
-        out[10..12].copy_from_slice(&sum.to_be_bytes());
-        header_len
-    }
-
-    fn copy_whole(&self, out: &mut [u8]) -> usize {
-        out[..self.header.len()].copy_from_slice(self.header);
-        self.header.len()
-    }
-
-    /// The fixed header and those options that every fragment carries (copied flag, RFC 791 §3.1).
-    fn copy_lasting(&self, out: &mut [u8]) -> usize {
-        out[..20].copy_from_slice(&self.header[..20]);
-        let (mut from, mut to) = (20, 20);
-        while from < self.header.len() {
-            let kind = self.header[from];
+    /// The header with only those options that every fragment carries.
+    fn for_later_fragments(&self) -> Self {
+        let mut later = Self::new(&self.bytes[..HEADER_LEN]);
+        let mut options = &self.bytes[HEADER_LEN..self.len];
+        while let Some(&kind) = options.first() {
             let len = match kind {
-                0 => break,
-                1 => 1,
-                _ => usize::from(self.header.get(from + 1).copied().unwrap_or(0)),
+                END_OF_OPTIONS => break,
+                NO_OPERATION => 1,
+                // A length that lies ends the options: what follows cannot be told apart.
+                _ => match options.get(1) {
+                    Some(&len) if len >= 2 && usize::from(len) <= options.len() => usize::from(len),
+                    _ => break,
+                },
             };
-            if len == 0 || from + len > self.header.len() {
-                break;
+            let (option, rest) = options.split_at(len);
+            if kind & COPIED != 0 {
+                later.bytes[later.len..later.len + len].copy_from_slice(option);
+                later.len += len;
             }
-            if kind & 0x80 != 0 {
-                out[to..to + len].copy_from_slice(&self.header[from..from + len]);
-                to += len;
-            }
-            from += len;
+            options = rest;
         }
-        let padded = to.next_multiple_of(4);
-        out[to..padded].fill(0);
-        padded
+        // Padded with end-of-options, which is zero like the rest of the array.
+        later.len = later.len.next_multiple_of(4);
+        later
+    }
+
+    /// Sets what differs from fragment to fragment.
+    fn finish(&mut self, flags_offset: u16, payload_len: usize) {
+        debug_assert!(flags_offset & DONT_FRAGMENT == 0);
+        self.bytes[0] = 0x40 | (self.len / 4) as u8;
+        let total_len = ((self.len + payload_len) as u16).to_be_bytes();
+        self.bytes[2..4].copy_from_slice(&total_len);
+        self.bytes[6..8].copy_from_slice(&flags_offset.to_be_bytes());
+        let mut packet =
+            Packet::new_header(&mut self.bytes[..self.len]).expect("version and length were just set");
+        packet.fill_checksum();
     }
 }

@@ -1,51 +1,34 @@
-//! TUN: the packet travels to the server inside another (IP in IP, RFC 2003); the server owns the VIP.
+//! `mode = "tun"`: the packet goes to the server inside another one (IP in IP, RFC 2003), over any number of hops. The
+//! server has the VIP on its tunnel device and answers the client directly.
 
 use shunt_engine::Frame;
 
 use super::NoHeadroom;
 use crate::tuple::V4;
-use crate::wire::checksum;
+use crate::wire::ipip;
+use crate::wire::ipv4::{HEADER_LEN, Packet};
 
-/// Bytes the outer header takes of the next hop's MTU.
-pub const OVERHEAD: u16 = 20;
+pub use crate::wire::ipip::OVERHEAD;
 
-const IPIP: u8 = 4;
-const DONT_FRAGMENT: u8 = 0x40;
-
-/// Puts an IPv4 header from `src` to `dst` before the packet behind `l2_len` bytes of link header, which go; what is
-/// behind the packet (padding) goes too. TTL, TOS and DF are the inner packet's (RFC 2003 §3.1).
+/// Puts an IPv4 header from `src` to `dst` in front of the IPv4 packet behind `l2_len` bytes of link header, which go;
+/// so does Ethernet padding behind the packet. TTL (already decremented), TOS and "don't fragment" are the inner
+/// packet's. `id` is to be unique for a while, since the outer packet may be fragmented when the inner one allows it.
 ///
 /// # Errors
-/// [`NoHeadroom`]; the frame has lost its link header then and nothing else.
+/// [`NoHeadroom`], also for bytes that are no IPv4 packet; the frame is then unchanged.
 #[inline]
 pub fn encapsulate(frame: &mut Frame, l2_len: usize, src: V4, dst: V4, id: u16) -> Result<(), NoHeadroom> {
-    frame.pull_front(l2_len);
-    let inner = frame.data();
-    let (tos, ttl, dont_fragment) = (inner[1], inner[8], inner[6] & DONT_FRAGMENT);
-    let inner_len = u16::from_be_bytes([inner[2], inner[3]]);
-    if !frame.set_len(usize::from(inner_len)) || !frame.push_front(usize::from(OVERHEAD)) {
+    let inner = frame.data().get(l2_len..).ok_or(NoHeadroom)?;
+    let inner = Packet::new_checked(inner).map_err(|_| NoHeadroom)?;
+    let end = l2_len + usize::from(inner.total_len());
+    let outer = ipip::outer(&inner, src, dst, id).emit();
+    if frame.headroom() + l2_len < HEADER_LEN || !frame.set_len(end) {
         return Err(NoHeadroom);
     }
-    let [len_high, len_low] = (inner_len + OVERHEAD).to_be_bytes();
-    let [id_high, id_low] = id.to_be_bytes();
-    let header = &mut frame.data_mut()[..usize::from(OVERHEAD)];
-    header[..12].copy_from_slice(&[
-        0x45,
-        tos,
-        len_high,
-        len_low,
-        id_high,
-        id_low,
-        dont_fragment,
-        0,
-        ttl,
-        IPIP,
-        0,
-        0,
-    ]);
-    header[12..16].copy_from_slice(&src.0.to_be_bytes());
-    header[16..20].copy_from_slice(&dst.0.to_be_bytes());
-    let sum = checksum::of(header);
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame.pull_front(l2_len);
+    if !frame.push_front(HEADER_LEN) {
+        return Err(NoHeadroom);
+    }
+    frame.data_mut()[..HEADER_LEN].copy_from_slice(&outer);
     Ok(())
 }

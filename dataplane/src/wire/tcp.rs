@@ -1,6 +1,13 @@
-//! TCP (RFC 9293).
+//! TCP headers, RFC 9293 §3.1.
 
-/// The flags byte.
+use super::{Family, WireError, checksum, get_u16, get_u32, put_u16, put_u32};
+
+/// Bytes of a header without options.
+pub const HEADER_LEN: usize = 20;
+/// Offset of the checksum in the header.
+pub const CHECKSUM: usize = 16;
+
+/// The control bits, as they are in the header's byte 13.
 pub mod flags {
     /// No more data from the sender.
     pub const FIN: u8 = 0x01;
@@ -14,4 +21,187 @@ pub mod flags {
     pub const ACK: u8 = 0x10;
     /// The urgent pointer counts.
     pub const URG: u8 = 0x20;
+}
+
+/// A segment.
+///
+/// ```text
+///  0                   1                   2                   3
+///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |          Source Port          |       Destination Port        |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |                        Sequence Number                        |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |                    Acknowledgment Number                      |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |  Data |       |C|E|U|A|P|R|S|F|                               |
+/// | Offset| Rsrvd |W|C|R|C|S|S|Y|I|            Window             |
+/// |       |       |R|E|G|K|H|T|N|N|                               |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |           Checksum            |         Urgent Pointer        |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |                           [Options]                           |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<T> {
+    bytes: T,
+}
+
+impl<T: AsRef<[u8]>> Packet<T> {
+    /// Checks the lengths.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`] when the header is not all there, [`WireError::Length`] when the data offset is too
+    /// small for one.
+    #[inline]
+    pub fn new_checked(bytes: T) -> Result<Self, WireError> {
+        let data = bytes.as_ref();
+        if data.len() < HEADER_LEN {
+            return Err(WireError::Truncated);
+        }
+        let header_len = usize::from(data[12] >> 4) * 4;
+        if header_len < HEADER_LEN {
+            return Err(WireError::Length);
+        }
+        if header_len > data.len() { Err(WireError::Truncated) } else { Ok(Self { bytes }) }
+    }
+
+    /// Source port.
+    #[inline]
+    pub fn src_port(&self) -> u16 {
+        get_u16(self.bytes.as_ref(), 0)
+    }
+
+    /// Destination port.
+    #[inline]
+    pub fn dst_port(&self) -> u16 {
+        get_u16(self.bytes.as_ref(), 2)
+    }
+
+    /// Sequence number.
+    #[inline]
+    pub fn seq(&self) -> u32 {
+        get_u32(self.bytes.as_ref(), 4)
+    }
+
+    /// Acknowledgement number.
+    #[inline]
+    pub fn ack(&self) -> u32 {
+        get_u32(self.bytes.as_ref(), 8)
+    }
+
+    /// Bytes of the header, options included.
+    #[inline]
+    pub fn header_len(&self) -> usize {
+        usize::from(self.bytes.as_ref()[12] >> 4) * 4
+    }
+
+    /// The control bits; see [`flags`].
+    #[inline]
+    pub fn flags(&self) -> u8 {
+        self.bytes.as_ref()[13]
+    }
+
+    /// Window, unscaled.
+    #[inline]
+    pub fn window(&self) -> u16 {
+        get_u16(self.bytes.as_ref(), 14)
+    }
+
+    /// Checksum, as it is in the field.
+    #[inline]
+    pub fn checksum(&self) -> u16 {
+        get_u16(self.bytes.as_ref(), CHECKSUM)
+    }
+
+    /// Whether the checksum is right. The bytes must be the whole segment.
+    #[inline]
+    pub fn checksum_is_right<A: Family>(&self, src: A, dst: A) -> bool {
+        checksum::transport(src, dst, 6, self.bytes.as_ref()) == 0
+    }
+
+    /// Options, with their padding.
+    #[inline]
+    pub fn options(&self) -> &[u8] {
+        &self.bytes.as_ref()[HEADER_LEN..self.header_len()]
+    }
+
+    /// The data.
+    #[inline]
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.header_len()..]
+    }
+
+    /// The segment's length in sequence space: SYN and FIN count one each (RFC 9293 §3.4).
+    #[inline]
+    pub fn segment_len(&self) -> u32 {
+        let bit = |flag| u32::from(self.flags() & flag != 0);
+        self.payload().len() as u32 + bit(flags::SYN) + bit(flags::FIN)
+    }
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
+    /// Makes the first 20 bytes a header without options and with all other fields zero.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`] when there are fewer.
+    #[inline]
+    pub fn write(mut bytes: T) -> Result<Self, WireError> {
+        let header = bytes.as_mut().first_chunk_mut::<HEADER_LEN>().ok_or(WireError::Truncated)?;
+        *header = [0; HEADER_LEN];
+        header[12] = 5 << 4;
+        Ok(Self { bytes })
+    }
+
+    /// Sets the source port.
+    #[inline]
+    pub fn set_src_port(&mut self, port: u16) {
+        put_u16(self.bytes.as_mut(), 0, port);
+    }
+
+    /// Sets the destination port.
+    #[inline]
+    pub fn set_dst_port(&mut self, port: u16) {
+        put_u16(self.bytes.as_mut(), 2, port);
+    }
+
+    /// Sets the sequence number.
+    #[inline]
+    pub fn set_seq(&mut self, seq: u32) {
+        put_u32(self.bytes.as_mut(), 4, seq);
+    }
+
+    /// Sets the acknowledgement number.
+    #[inline]
+    pub fn set_ack(&mut self, ack: u32) {
+        put_u32(self.bytes.as_mut(), 8, ack);
+    }
+
+    /// Sets the control bits.
+    #[inline]
+    pub fn set_flags(&mut self, flags: u8) {
+        self.bytes.as_mut()[13] = flags;
+    }
+
+    /// Sets the window, unscaled.
+    #[inline]
+    pub fn set_window(&mut self, window: u16) {
+        put_u16(self.bytes.as_mut(), 14, window);
+    }
+
+    /// Sets the checksum as given.
+    #[inline]
+    pub fn set_checksum(&mut self, value: u16) {
+        put_u16(self.bytes.as_mut(), CHECKSUM, value);
+    }
+
+    /// Computes and sets the checksum. The bytes must be the whole segment.
+    #[inline]
+    pub fn fill_checksum<A: Family>(&mut self, src: A, dst: A) {
+        self.set_checksum(0);
+        let value = checksum::transport(src, dst, 6, self.bytes.as_ref());
+        self.set_checksum(value);
+    }
 }

@@ -1,0 +1,142 @@
+//! IPv6 headers, RFC 8200 §3.
+
+use super::{Family, WireError, get_u16, put_u16};
+use crate::tuple::V6;
+
+/// Bytes of the header.
+pub const HEADER_LEN: usize = 40;
+
+/// A packet.
+///
+/// ```text
+///  0                   1                   2                   3
+///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |Version| Traffic Class |           Flow Label                  |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |         Payload Length        |  Next Header  |   Hop Limit   |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |                                                               |
+/// +                         Source Address                        +
+/// |                           (16 bytes)                          |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// |                                                               |
+/// +                      Destination Address                      +
+/// |                           (16 bytes)                          |
+/// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<T> {
+    bytes: T,
+}
+
+impl<T: AsRef<[u8]>> Packet<T> {
+    /// Checks version and length.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`] when the header is not all there, [`WireError::Version`] for other than IPv6,
+    /// [`WireError::Length`] when the payload length goes beyond the bytes.
+    #[inline]
+    pub fn new_checked(bytes: T) -> Result<Self, WireError> {
+        let data = bytes.as_ref();
+        if data.len() < HEADER_LEN {
+            return Err(WireError::Truncated);
+        }
+        if data[0] >> 4 != 6 {
+            return Err(WireError::Version);
+        }
+        if HEADER_LEN + usize::from(get_u16(data, 4)) > data.len() {
+            return Err(WireError::Length);
+        }
+        Ok(Self { bytes })
+    }
+
+    /// Traffic class: DSCP and ECN.
+    #[inline]
+    pub fn traffic_class(&self) -> u8 {
+        (get_u16(self.bytes.as_ref(), 0) >> 4) as u8
+    }
+
+    /// Flow label, 20 bits.
+    #[inline]
+    pub fn flow_label(&self) -> u32 {
+        super::get_u32(self.bytes.as_ref(), 0) & 0x000f_ffff
+    }
+
+    /// Bytes behind the header, extension headers included.
+    #[inline]
+    pub fn payload_len(&self) -> u16 {
+        get_u16(self.bytes.as_ref(), 4)
+    }
+
+    /// Number of the protocol or extension that follows.
+    #[inline]
+    pub fn next_header(&self) -> u8 {
+        self.bytes.as_ref()[6]
+    }
+
+    /// Hop limit.
+    #[inline]
+    pub fn hop_limit(&self) -> u8 {
+        self.bytes.as_ref()[7]
+    }
+
+    /// Source address.
+    #[inline]
+    pub fn src(&self) -> V6 {
+        V6::get(self.bytes.as_ref(), 8)
+    }
+
+    /// Destination address.
+    #[inline]
+    pub fn dst(&self) -> V6 {
+        V6::get(self.bytes.as_ref(), 24)
+    }
+
+    /// What follows the header: up to the payload length, or as much as there is.
+    #[inline]
+    pub fn payload(&self) -> &[u8] {
+        let bytes = self.bytes.as_ref();
+        let end = (HEADER_LEN + usize::from(self.payload_len())).min(bytes.len());
+        &bytes[HEADER_LEN..end]
+    }
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
+    /// Sets version, traffic class and flow label (low 20 bits).
+    #[inline]
+    pub fn set_class_and_label(&mut self, traffic_class: u8, flow_label: u32) {
+        let word = 6 << 28 | u32::from(traffic_class) << 20 | (flow_label & 0x000f_ffff);
+        super::put_u32(self.bytes.as_mut(), 0, word);
+    }
+
+    /// Sets the payload length. Any value is safe: [`Self::payload`] never goes beyond the bytes there are.
+    #[inline]
+    pub fn set_payload_len(&mut self, len: u16) {
+        put_u16(self.bytes.as_mut(), 4, len);
+    }
+
+    /// Sets the number of what follows.
+    #[inline]
+    pub fn set_next_header(&mut self, number: u8) {
+        self.bytes.as_mut()[6] = number;
+    }
+
+    /// Sets the hop limit.
+    #[inline]
+    pub fn set_hop_limit(&mut self, hops: u8) {
+        self.bytes.as_mut()[7] = hops;
+    }
+
+    /// Sets the source address.
+    #[inline]
+    pub fn set_src(&mut self, address: V6) {
+        address.put(self.bytes.as_mut(), 8);
+    }
+
+    /// Sets the destination address.
+    #[inline]
+    pub fn set_dst(&mut self, address: V6) {
+        address.put(self.bytes.as_mut(), 24);
+    }
+}
