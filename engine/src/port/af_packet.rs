@@ -15,9 +15,9 @@ use crate::burst::{BURST, Burst};
 use crate::frame::Frame;
 use crate::mempool::Mempool;
 use crate::port::checksum::complete_partial;
-use crate::port::{
-    FRAME_OVERHEAD, MacAddr, Port, PortCaps, PortError, QueuePair, RxQueue, RxStats, TxQueue, TxStats,
-};
+use crate::port::netdev::Netdev;
+use crate::port::offload::ReceiveOffloads;
+use crate::port::{FRAME_OVERHEAD, Port, PortCaps, PortError, QueuePair, RxQueue, RxStats, TxQueue, TxStats};
 use crate::steer::Rule;
 
 /// Which interface to open, and how.
@@ -31,11 +31,12 @@ pub struct AfPacketConfig {
     pub frame_len_max: usize,
 }
 
-/// An interface opened through raw packet sockets.
+/// An interface opened through raw packet sockets. Its receive offloads are off until this is dropped.
 #[derive(Debug)]
 pub struct AfPacket {
     caps: PortCaps,
     sockets: Vec<Option<OwnedFd>>,
+    _offloads: ReceiveOffloads,
 }
 
 impl AfPacket {
@@ -47,39 +48,27 @@ impl AfPacket {
     /// CAP_NET_RAW and CAP_NET_ADMIN the kernel refuses.
     pub fn open(config: AfPacketConfig) -> Result<Self, PortError> {
         let AfPacketConfig { interface: name, queues, frame_len_max } = config;
-        let found = sys::interface(&name).map_err(|source| match source.raw_os_error() {
-            Some(libc::ENODEV | libc::ENXIO) => PortError::NoSuchInterface(name.clone()),
-            _ => PortError::Io { name: name.clone(), action: "asking for address and MTU", source },
-        })?;
-        let refuse = |reason: &str| Err(PortError::Other { name: name.clone(), reason: reason.to_owned() });
-        if found.hardware != libc::ARPHRD_ETHER {
-            return refuse("is not an Ethernet interface");
-        }
+        let netdev = Netdev::find(&name).map_err(|_| PortError::NoSuchInterface(name.clone()))?;
+        let fail = |action| {
+            let name = name.clone();
+            move |source| PortError::Io { name, action, source }
+        };
+        let index = netdev.index().map_err(fail("asking for the interface's number"))?;
+        let mac = netdev.mac().map_err(fail("asking for the station address"))?;
+        let mtu_found = netdev.mtu().map_err(fail("asking for the MTU"))?;
         if !(1..=FANOUT_SOCKETS_MAX).contains(&queues) {
-            return refuse("an af_packet port has 1 to 256 queues");
+            let reason = format!("an af_packet port has 1 to {FANOUT_SOCKETS_MAX} queues");
+            return Err(PortError::Other { name, reason });
         }
         let room = frame_len_max.min(usize::from(u16::MAX));
-        let Some(mtu) =
-            u16::try_from(found.mtu).ok().filter(|&mtu| usize::from(mtu) + FRAME_OVERHEAD <= room)
-        else {
-            return Err(PortError::MtuTooLarge { name, mtu: found.mtu, room });
+        let fits = |&mtu: &u16| usize::from(mtu) + FRAME_OVERHEAD <= room;
+        let Some(mtu) = u16::try_from(mtu_found).ok().filter(fits) else {
+            return Err(PortError::MtuTooLarge { name, mtu: mtu_found, room });
         };
-        let sockets = open_sockets(&name, found.index, queues)?;
-        let caps = PortCaps {
-            name,
-            kind: "af_packet",
-            mac: found.mac,
-            mtu,
-            queues,
-            rss: None,
-            kernel_sees_all: true,
-        };
-        Ok(Self { caps, sockets: sockets.into_iter().map(Some).collect() })
-    }
-
-    /// The station address of the interface when it was opened.
-    pub fn mac(&self) -> MacAddr {
-        self.caps.mac
+        let offloads = ReceiveOffloads::disable(&name).map_err(fail("switching receive offloads off"))?;
+        let sockets = open_sockets(&name, index, queues)?;
+        let caps = PortCaps { name, kind: "af_packet", mac, mtu, queues, rss: None, kernel_sees_all: true };
+        Ok(Self { caps, sockets: sockets.into_iter().map(Some).collect(), _offloads: offloads })
     }
 }
 
@@ -119,7 +108,10 @@ fn open_sockets(name: &str, index: u32, queues: u16) -> Result<Vec<OwnedFd>, Por
         let fd = socket.as_fd();
         configure(fd).map_err(fail("setting packet socket options"))?;
         sys::set_filter(fd, &DEAF).map_err(fail("setting a socket filter"))?;
-        sys::bind(fd, index).map_err(fail("binding a packet socket"))?;
+        if sys::bind(fd, index).map_err(fail("binding a packet socket"))? != libc::ARPHRD_ETHER {
+            let reason = "is not an Ethernet interface".to_owned();
+            return Err(PortError::Other { name: name.to_owned(), reason });
+        }
         if queues > 1 {
             let joined = join(fd, group).map_err(fail("joining a fanout group"))?;
             group = Some(joined);

@@ -5,10 +5,12 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 
 use shunt_engine::port::af_packet::{AfPacket, AfPacketConfig};
+use shunt_engine::port::af_xdp::{AfXdp, AfXdpConfig, Mode};
 use shunt_engine::port::{Port, QueuePair};
+use shunt_engine::steer::{Prefix, Rule, Side};
 use shunt_engine::{BURST, Burst, Mempool};
 
-use super::{Harness, MTU, PEER_MAC, POOL, PORT_MAC, load, until};
+use super::{Harness, MTU, PEER_MAC, POOL, PORT_MAC, UDP_PORT, load, until};
 use crate::common::{Netns, Veth, veth_pair};
 
 /// Two namespaces with a veth pair between them: `near` is the port's end, `far` its peer's.
@@ -104,7 +106,8 @@ impl Harness for AfPacketHarness {
     fn send_oversize(&mut self) -> bool {
         // The peer's stack leaves segmentation to a device that, being veth, leaves it to us.
         let (mut client, _server) = self.cable.tcp();
-        client.write_all(&[0; 200_000]).unwrap();
+        // No more than fits the socket: nobody may be there to acknowledge it.
+        client.write_all(&[0; 60_000]).unwrap();
         true
     }
 
@@ -118,6 +121,67 @@ impl Harness for AfPacketHarness {
     }
 }
 
+/// AF_XDP with the program in the driver, or in the kernel's stack.
+pub struct AfXdpHarness<const NATIVE: bool> {
+    port: AfXdp,
+    peer: Peer,
+    cable: Cable,
+}
+
+impl<const NATIVE: bool> Harness for AfXdpHarness<NATIVE> {
+    const QUEUES: u16 = 2;
+    const BUFFERS_KEPT: usize = 1024;
+
+    fn open(queues: u16, pool: &Mempool) -> Self {
+        let cable = Cable::new("afxdp", queues);
+        let mode = if NATIVE { Mode::Native } else { Mode::Generic };
+        let config = AfXdpConfig { mode, queues: Some(queues), ..AfXdpConfig::new(NEAR) };
+        let mut port = cable.near.enter(|| AfXdp::open(&config, pool.region())).unwrap();
+        port.steer(&[rule(UDP)]).unwrap();
+        let peer = Peer::open(&cable);
+        Self { port, peer, cable }
+    }
+
+    fn port(&mut self) -> &mut dyn Port {
+        &mut self.port
+    }
+
+    fn send(&mut self, frames: &[Vec<u8>]) {
+        self.peer.send(frames);
+    }
+
+    fn recv(&mut self) -> Option<Vec<u8>> {
+        self.peer.recv()
+    }
+
+    fn send_oversize(&mut self) -> bool {
+        if NATIVE {
+            // With XDP in its driver, veth does not let the peer leave segmentation to it.
+            return false;
+        }
+        let (mut client, _server) = self.cable.tcp();
+        self.port.steer(&[rule(UDP), rule(TCP)]).unwrap();
+        // No more than fits the socket: nobody may be there to acknowledge it.
+        client.write_all(&[0; 60_000]).unwrap();
+        true
+    }
+
+    fn jam(&mut self) -> bool {
+        self.cable.far.ip("link set far down");
+        true
+    }
+
+    fn unjam(&mut self) {
+        self.cable.far.ip("link set far up");
+    }
+}
+
+/// What is sent to the port's address and UDP or TCP port.
+fn rule(protocol: u8) -> Rule {
+    let prefix = Prefix::host("192.0.2.1".parse().unwrap());
+    Rule { side: Side::Destination, prefix, protocol, ports: UDP_PORT..=UDP_PORT }
+}
+
 fn open_af_packet(interface: &str, queues: u16) -> AfPacket {
     let config = AfPacketConfig { interface: interface.to_owned(), queues, frame_len_max: 1792 };
     AfPacket::open(config).unwrap()
@@ -125,3 +189,5 @@ fn open_af_packet(interface: &str, queues: u16) -> AfPacket {
 
 pub const NEAR: &str = "near";
 pub const FAR: &str = "far";
+const UDP: u8 = 17;
+const TCP: u8 = 6;

@@ -16,8 +16,8 @@ use shunt_engine::{Burst, Mempool};
 pub trait Harness: Sized + Send {
     /// Queues the contract opens the port with.
     const QUEUES: u16;
-    /// Whether an open port keeps buffers of the pool to itself (a device's fill queue).
-    const KEEPS_BUFFERS: bool = false;
+    /// Buffers of the pool that an open queue keeps to itself (a device's fill queue).
+    const BUFFERS_KEPT: usize = 0;
 
     /// Opens the port with `queues` queues; its buffers will come from `pool`.
     fn open(queues: u16, pool: &Mempool) -> Self;
@@ -53,7 +53,10 @@ impl<H: Harness> Lab<H> {
         let pool = Mempool::single(POOL).unwrap();
         let mut harness = H::open(queues, &pool);
         let queues = (0..queues).map(|queue| harness.port().take_queue(queue).unwrap()).collect();
-        Self { queues, harness, pool }
+        let mut lab = Self { queues, harness, pool };
+        // A device takes its stock of buffers when its queue is first looked at.
+        assert_eq!(lab.receive(0), []);
+        lab
     }
 
     /// Everything received on all queues until `count` frames are there, with their queues.

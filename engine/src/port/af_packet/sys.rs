@@ -1,5 +1,4 @@
-//! The system calls of the AF_PACKET port: packet(7) options, `recvmmsg` and `sendmmsg`, and the ioctls that tell an
-//! interface's address and MTU (netdevice(7)).
+//! The system calls of the AF_PACKET port: packet(7) options, `recvmmsg` and `sendmmsg`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,17 +9,6 @@ use std::ptr::null_mut;
 use arrayvec::ArrayVec;
 
 use crate::burst::{BURST, Burst};
-use crate::port::MacAddr;
-
-/// What the kernel knows of an interface.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Interface {
-    pub(super) index: u32,
-    pub(super) mac: MacAddr,
-    pub(super) mtu: u32,
-    /// `ARPHRD_*`.
-    pub(super) hardware: u16,
-}
 
 /// What the kernel says of one received frame (`struct tpacket_auxdata`).
 #[derive(Clone, Copy, Debug)]
@@ -43,39 +31,6 @@ struct Control {
     aux: libc::tpacket_auxdata,
 }
 
-/// Asks the kernel about `name`.
-pub(super) fn interface(name: &str) -> io::Result<Interface> {
-    let socket = rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let index = rustix::net::netdevice::name_to_index(&socket, name)?;
-    let hardware = request(&socket, name, libc::SIOCGIFHWADDR as libc::Ioctl)?;
-    // SAFETY: SIOCGIFHWADDR succeeded and has filled this member of the union; it is plain bytes.
-    let address = unsafe { hardware.ifr_ifru.ifru_hwaddr };
-    let mac = MacAddr(std::array::from_fn(|byte| address.sa_data[byte] as u8));
-    let mtu = request(&socket, name, libc::SIOCGIFMTU as libc::Ioctl)?;
-    // SAFETY: SIOCGIFMTU succeeded and has filled this member of the union; it is a plain integer.
-    let mtu = unsafe { mtu.ifr_ifru.ifru_mtu };
-    Ok(Interface { index, mac, mtu: mtu.unsigned_abs(), hardware: address.sa_family })
-}
-
-fn request(socket: &OwnedFd, name: &str, request: libc::Ioctl) -> io::Result<libc::ifreq> {
-    // SAFETY: ifreq is integers, bytes and a pointer, for all of which zero is valid.
-    let mut ifreq: libc::ifreq = unsafe { zeroed() };
-    if name.len() >= ifreq.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in ifreq.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    // SAFETY: the descriptor is open, and `ifreq` is the argument these requests read and write.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut ifreq) } as isize)?;
-    Ok(ifreq)
-}
-
 /// A raw packet socket that does not block and receives nothing yet.
 pub(super) fn open() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -85,17 +40,20 @@ pub(super) fn open() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Starts reception of all frames from interface `index`.
-pub(super) fn bind(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+/// Starts reception of all frames from interface `index`; returns what kind of hardware that is (`ARPHRD_*`).
+pub(super) fn bind(socket: BorrowedFd<'_>, index: u32) -> io::Result<u16> {
     // SAFETY: sockaddr_ll is integers and bytes, for which zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     address.sll_ifindex = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: `address` is a sockaddr_ll of `len` bytes, read during the call only.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } as isize)?;
-    Ok(())
+    let named = (&raw mut address).cast();
+    // SAFETY: the kernel writes at most `len` bytes into `address`.
+    check(unsafe { libc::getsockname(socket.as_raw_fd(), named, &raw mut len) } as isize)?;
+    Ok(address.sll_hatype)
 }
 
 /// Sets an integer option.
