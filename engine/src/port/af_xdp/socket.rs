@@ -241,9 +241,11 @@ impl RxQueue for AfXdpRx {
     fn stats(&self) -> RxStats {
         let mut stats = self.stats;
         if let Ok(kernel) = sockopt::xdp_statistics(&self.socket.fd) {
-            // In copy mode a frame that found no buffer counts in both of the first two.
+            // In copy mode a frame that found no buffer counts in both of the first two. What else the kernel
+            // dropped was longer than a buffer: a super-frame of a stack on this host.
             let no_buffer = kernel.rx_fill_ring_empty_descs.unwrap_or(0);
-            stats.missed = kernel.rx_dropped.max(no_buffer) + kernel.rx_ring_full.unwrap_or(0);
+            stats.oversize += kernel.rx_dropped.saturating_sub(no_buffer);
+            stats.missed = no_buffer + kernel.rx_ring_full.unwrap_or(0);
         }
         stats
     }
