@@ -1,4 +1,5 @@
 //! The helpers other tests stand on.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 
