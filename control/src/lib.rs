@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+pub mod admin;
 pub mod cli;
 pub mod compile;
 pub mod config;

@@ -1,0 +1,70 @@
+//! The Unix socket as a file: claimed by one daemon, readable by its owner only, gone when the daemon stops.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use tokio::net::{UnixListener, UnixStream};
+
+/// Why the socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody answers there.
+    #[error("api.socket {0}: a daemon is running on it; stop it first, or configure another socket")]
+    InUse(PathBuf),
+    /// Something else lies there.
+    #[error("api.socket {0}: is there and is no socket; remove it, or configure another path")]
+    NoSocket(PathBuf),
+    /// A system call failed.
+    #[error("api.socket {path}: cannot {action}: {source}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// A claimed socket. Dropping removes the file.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // What is gone already need not be removed.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a daemon answers on `path`.
+pub async fn is_alive(path: &Path) -> bool {
+    UnixStream::connect(path).await.is_ok()
+}
+
+/// Listens on `path`, mode 0600. What a daemon that crashed left there is replaced.
+///
+/// # Errors
+/// When a daemon runs there, or the file system refuses.
+pub async fn claim(path: &Path) -> Result<(UnixListener, Claim), SocketError> {
+    let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(io("create its folder"))?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NoSocket(path.to_owned())),
+        Ok(_) if is_alive(path).await => return Err(SocketError::InUse(path.to_owned())),
+        Ok(_) => std::fs::remove_file(path).map_err(io("remove the stale socket"))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(io("look at it")(error)),
+    }
+    // The mask makes the file private from its first moment on.
+    let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(mask);
+    Ok((listener.map_err(io("listen"))?, Claim { path: path.to_owned() }))
+}

@@ -1,0 +1,173 @@
+//! What the API says, in types: the daemon fills them, the command line shows them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The configuration file.
+    pub file: String,
+    /// Number of the snapshot every worker works with.
+    pub generation: u64,
+    /// Worker threads.
+    pub workers: u16,
+    /// Ports in the file's order.
+    pub ports: Vec<Port>,
+    /// Services in the file's order.
+    pub services: Vec<Service>,
+}
+
+/// A port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its interface.
+    pub interface: String,
+    /// How frames travel: `af_xdp native`, `af_xdp generic`, `af_packet`.
+    pub kind: String,
+    /// Its station address.
+    pub mac: String,
+    /// Largest layer-3 packet, in bytes.
+    pub mtu: u16,
+    /// Queues in use.
+    pub queues: u16,
+}
+
+/// A service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Addresses and ports it answers on.
+    pub listen: Vec<String>,
+    /// Default mode of its servers.
+    pub mode: String,
+    /// How a server is picked.
+    pub scheduler: String,
+    /// FULLNAT local addresses.
+    pub local: Vec<String>,
+    /// Its servers in the file's order.
+    pub servers: Vec<Server>,
+}
+
+/// A server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Address, with the port when it has one of its own.
+    pub address: String,
+    /// How packets reach it.
+    pub mode: String,
+    /// Share of new connections.
+    pub weight: u32,
+    /// Station address that packets for it are sent to; null while it is not known.
+    pub next_hop: Option<String>,
+    /// What is counted for it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// Connections, packets and bytes of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Live connections in an active state.
+    pub active: u64,
+    /// Live connections in any other state.
+    pub inactive: u64,
+    /// Connections opened so far.
+    pub connections: u64,
+    /// Packets sent to it.
+    pub packets_in: u64,
+    /// Bytes sent to it.
+    pub bytes_in: u64,
+    /// Packets it answered with, where answers pass here.
+    pub packets_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+}
+
+/// `GET /v1/workers`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Workers {
+    /// All of them, by number.
+    pub workers: Vec<Worker>,
+}
+
+/// A worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its number.
+    pub id: u16,
+    /// The core it is pinned to.
+    pub core: Option<usize>,
+    /// Its counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Received bursts by size: 1, 2–3, 4–7, 8–15, 16–31, 32 frames.
+    pub burst_sizes: Vec<u64>,
+    /// The queues it receives from.
+    pub rx: Vec<Queue>,
+    /// The queues it sends by.
+    pub tx: Vec<Queue>,
+}
+
+/// A queue.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Queue {
+    /// The port's interface.
+    pub interface: String,
+    /// The queue's number.
+    pub queue: u16,
+    /// Its counters by name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// `GET /v1/counters`: the workers' counts added up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Dropped packets by reason.
+    pub drops: Vec<Counter>,
+    /// What happened to packets.
+    pub events: Vec<Counter>,
+    /// What workers did.
+    pub workers: Vec<Counter>,
+    /// What queues of ports saw.
+    pub ports: Vec<Counter>,
+}
+
+/// A counter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counter {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: u64,
+    /// What it counts; empty where the name says it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub meaning: String,
+}
+
+/// The answer to `POST /v1/reload`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The snapshot that is in force now.
+    pub generation: u64,
+    /// What people should know; empty when all is well.
+    pub warnings: String,
+}
+
+/// The answer when something is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What.
+    pub error: String,
+}
