@@ -41,7 +41,9 @@ async fn stand_in(mut asks: mpsc::Receiver<Ask>) {
         match ask {
             Ask::Status(answer) => {
                 let service = view::Service { name: "web".into(), ..view::Service::default() };
-                answer.send(view::Status { pid: 7, services: vec![service], ..view::Status::default() }).unwrap();
+                answer
+                    .send(view::Status { pid: 7, services: vec![service], ..view::Status::default() })
+                    .unwrap();
             }
             Ask::Workers(answer) => answer.send(view::Workers::default()).unwrap(),
             Ask::Counters(answer) => answer.send(view::Counters::default()).unwrap(),

@@ -61,7 +61,9 @@ pub async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str)
     let (status, body) = asked.await.map_err(|_| ClientError::Timeout(socket.to_owned()))??;
     if status != StatusCode::OK {
         let problem: Result<Problem, _> = serde_json::from_slice(&body);
-        return Err(ClientError::Refused(problem.map_or_else(|_| status.to_string(), |problem| problem.error)));
+        return Err(ClientError::Refused(
+            problem.map_or_else(|_| status.to_string(), |problem| problem.error),
+        ));
     }
     serde_json::from_slice(&body).map_err(|error| garbled(socket, error))
 }

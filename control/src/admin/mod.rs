@@ -1,6 +1,7 @@
 //! The channel for people and programs: HTTP/1.1 with JSON on a Unix socket, under `/v1`. The command line is its
 //! first client. Everything is answered by the one task that owns the state; this side only carries questions.
 
+mod answers;
 pub mod client;
 pub mod server;
 pub mod socket;

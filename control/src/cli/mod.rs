@@ -1,13 +1,18 @@
 //! The command line: what can be asked, and who answers.
 
 mod check;
+mod cleanup;
+mod daemon;
+mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
-/// A layer-4 load balancer: packets in, servers out.
+use crate::config::SOCKET;
+
+/// A layer-4 load balancer.
 #[derive(Debug, Parser)]
 #[command(name = "shunt", version, about)]
 pub struct Arguments {
@@ -17,22 +22,65 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the balancer in the foreground until SIGTERM or SIGINT; SIGHUP reloads
+    Run {
+        /// The configuration file
+        #[arg(short, long = "config", value_name = "FILE")]
+        config: PathBuf,
+    },
     /// Check a configuration file: every error at once, with its place
     Check {
         /// The configuration file
         file: PathBuf,
     },
+    /// Have the running balancer read its configuration file again
+    Reload(Daemon),
+    /// Remove what a balancer that crashed has left: addresses, neighbours, the guard table
+    Cleanup(Daemon),
+    /// Show services and servers, or workers and queues
+    Status {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Show workers and their queues instead
+        #[arg(long)]
+        workers: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show every counter: why packets were dropped, and what else happened
+    Counters {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which daemon is meant.
+#[derive(Debug, Args)]
+struct Daemon {
+    /// The balancer's socket, as `api.socket` of its configuration names it
+    #[arg(short, long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
 }
 
 /// Does what was asked. Errors go to stderr.
 pub fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
+        Command::Run { config } => daemon::run(&config),
         Command::Check { file } => check::check(&file),
+        Command::Reload(daemon) => daemon::reload(&daemon.socket),
+        Command::Cleanup(daemon) => cleanup::cleanup(&daemon.socket),
+        Command::Status { daemon, workers: false, json } => show::status(&daemon.socket, json),
+        Command::Status { daemon, workers: true, json } => show::workers(&daemon.socket, json),
+        Command::Counters { daemon, json } => show::counters(&daemon.socket, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", format!("{error:#}").trim_end());
+            eprintln!("shunt: {}", format!("{error:#}").trim_end());
             ExitCode::FAILURE
         }
     }
@@ -41,4 +89,43 @@ pub fn run(arguments: Arguments) -> ExitCode {
 /// The runtime of a command: one thread.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Result<Command, clap::Error> {
+        Arguments::try_parse_from(words.split_whitespace()).map(|arguments| arguments.command)
+    }
+
+    #[test]
+    fn the_commands_are_what_the_manual_says() {
+        assert!(
+            matches!(parse("shunt run -c a.toml"), Ok(Command::Run { config }) if config.ends_with("a.toml"))
+        );
+        assert!(matches!(parse("shunt check a.toml"), Ok(Command::Check { .. })));
+        assert!(
+            matches!(parse("shunt reload"), Ok(Command::Reload(daemon)) if daemon.socket == PathBuf::from(SOCKET))
+        );
+        assert!(matches!(parse("shunt cleanup --socket /a"), Ok(Command::Cleanup(_))));
+        assert!(matches!(
+            parse("shunt status --json"),
+            Ok(Command::Status { json: true, workers: false, .. })
+        ));
+        assert!(matches!(
+            parse("shunt status --workers"),
+            Ok(Command::Status { json: false, workers: true, .. })
+        ));
+        assert!(matches!(parse("shunt counters --json"), Ok(Command::Counters { json: true, .. })));
+        for bad in ["shunt", "shunt run", "shunt check", "shunt stop", "shunt status --yaml"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
 }

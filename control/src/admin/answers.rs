@@ -1,0 +1,175 @@
+//! The daemon's answers to questions about it.
+
+use std::collections::BTreeMap;
+
+use shunt_dataplane::counters::{Event, ServerField, drop_reason, event, server};
+use shunt_dataplane::server::ServerId;
+use shunt_dataplane::verdict::DropReason;
+use shunt_engine::PortId;
+use shunt_engine::port::{RxStats, TxStats};
+use shunt_engine::report::{WorkerCounter, WorkerView};
+
+use super::view::{Counter, Counters, Port, Queue, Server, Service, Status, Traffic, Worker, Workers};
+use crate::config::{self, ServerPort, Word};
+use crate::state::server_key;
+use crate::supervisor::Daemon;
+
+impl Daemon {
+    pub(crate) fn status(&self) -> Status {
+        let port = |device: &Box<dyn shunt_engine::port::Port>| {
+            let caps = device.caps();
+            Port {
+                interface: caps.name.clone(),
+                kind: caps.kind.to_owned(),
+                mac: caps.mac.to_string(),
+                mtu: caps.mtu,
+                queues: caps.queues,
+            }
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            file: self.file.display().to_string(),
+            generation: self.publisher.in_force().0,
+            workers: self.config.engine.workers,
+            ports: self.devices.iter().map(port).collect(),
+            services: self.config.services.iter().map(|service| self.service(service)).collect(),
+        }
+    }
+
+    fn service(&self, service: &config::Service) -> Service {
+        Service {
+            name: service.name.clone(),
+            protocol: service.protocol.to_string(),
+            listen: service.listen.iter().map(ToString::to_string).collect(),
+            mode: service.mode.name().to_owned(),
+            scheduler: service.scheduler.word().to_owned(),
+            local: service.local.iter().map(|local| local.address.to_string()).collect(),
+            servers: service.servers.iter().map(|server| self.server(&service.name, server)).collect(),
+        }
+    }
+
+    fn server(&self, service: &str, typed: &config::Server) -> Server {
+        let id = self.numbers.server(&server_key(service, typed));
+        let address = match typed.port {
+            ServerPort::Same => typed.address.to_string(),
+            ServerPort::Mapped(port) => format!("{}:{port}", typed.address),
+        };
+        let snapshot = self.publisher.current();
+        let hop = id.and_then(|id| snapshot.server(id)?.hop).and_then(|hop| snapshot.hop(hop));
+        Server {
+            name: typed.name.clone(),
+            address,
+            mode: typed.mode.name().to_owned(),
+            weight: typed.weight,
+            next_hop: hop.and_then(|hop| hop.destination).map(|mac| mac.to_string()),
+            traffic: id.map(|id| self.traffic(id)).unwrap_or_default(),
+        }
+    }
+
+    fn traffic(&self, id: ServerId) -> Traffic {
+        let sum = |field| self.counters.iter().map(|counters| counters.get(server(id.slot, field))).sum();
+        Traffic {
+            active: sum(ServerField::Active),
+            inactive: sum(ServerField::Inactive),
+            connections: sum(ServerField::Connections),
+            packets_in: sum(ServerField::PacketsIn),
+            bytes_in: sum(ServerField::BytesIn),
+            packets_out: sum(ServerField::PacketsOut),
+            bytes_out: sum(ServerField::BytesOut),
+        }
+    }
+
+    pub(crate) fn workers_view(&self) -> Workers {
+        Workers { workers: self.workers.views().iter().map(|view| self.worker(view)).collect() }
+    }
+
+    fn worker(&self, view: &WorkerView) -> Worker {
+        let placement = self.workers.placements().iter().find(|placement| placement.worker == view.id());
+        let counters =
+            WorkerCounter::ALL.iter().map(|&counter| (counter.name().to_owned(), view.get(counter)));
+        Worker {
+            id: view.id().0,
+            core: placement.and_then(|placement| placement.core),
+            counters: counters.collect(),
+            burst_sizes: view.burst_sizes().to_vec(),
+            rx: view.rx().map(|(port, queue, stats)| self.queue(port, queue, &rx_fields(&stats))).collect(),
+            tx: view.tx().map(|(port, queue, stats)| self.queue(port, queue, &tx_fields(&stats))).collect(),
+        }
+    }
+
+    fn queue(&self, port: PortId, queue: u16, fields: &[(&str, &str, u64)]) -> Queue {
+        let interface = self.ports.iter().find(|open| open.id == port);
+        Queue {
+            interface: interface.map(|open| open.info.name.clone()).unwrap_or_default(),
+            queue,
+            counters: fields.iter().map(|&(name, _, value)| (name.to_owned(), value)).collect(),
+        }
+    }
+
+    pub(crate) fn counters_view(&self) -> Counters {
+        let sum = |index| self.counters.iter().map(|counters| counters.get(index)).sum();
+        let counter = |name: &str, meaning: &str, value| Counter {
+            name: name.to_owned(),
+            value,
+            meaning: meaning.to_owned(),
+        };
+        let drops = DropReason::ALL.iter();
+        let drops = drops.map(|&reason| counter(reason.name(), reason.describe(), sum(drop_reason(reason))));
+        let events = Event::ALL.iter();
+        let events = events.map(|&which| counter(which.name(), which.describe(), sum(event(which))));
+        let views = self.workers.views();
+        let worker = |&which: &WorkerCounter| {
+            counter(which.name(), "", views.iter().map(|view| view.get(which)).sum())
+        };
+        Counters {
+            drops: drops.collect(),
+            events: events.collect(),
+            workers: WorkerCounter::ALL.iter().map(worker).collect(),
+            ports: self.port_counters(),
+        }
+    }
+
+    /// Queues' counts added up by interface.
+    fn port_counters(&self) -> Vec<Counter> {
+        let mut sums: BTreeMap<String, Counter> = BTreeMap::new();
+        let mut add = |port: PortId, way: &str, fields: &[(&str, &str, u64)]| {
+            let interface = self.ports.iter().find(|open| open.id == port).map(|open| &open.info.name);
+            for &(name, meaning, value) in fields {
+                let name = format!("{}.{way}_{name}", interface.map_or("?", String::as_str));
+                let sum = sums.entry(name.clone()).or_default();
+                *sum = Counter { name, value: sum.value + value, meaning: meaning.to_owned() };
+            }
+        };
+        for view in self.workers.views() {
+            view.rx().for_each(|(port, _, stats)| add(port, "rx", &rx_fields(&stats)));
+            view.tx().for_each(|(port, _, stats)| add(port, "tx", &tx_fields(&stats)));
+        }
+        sums.into_values().collect()
+    }
+}
+
+fn rx_fields(stats: &RxStats) -> [(&'static str, &'static str, u64); 6] {
+    [
+        ("packets", "frames received", stats.packets),
+        ("bytes", "their bytes", stats.bytes),
+        (
+            "oversize",
+            "frames longer than the MTU, dropped: a receive offload (LRO, GRO) is on",
+            stats.oversize,
+        ),
+        ("no_buffer", "frames that found no free buffer", stats.no_buffer),
+        ("missed", "frames the device or kernel dropped because the queue was full", stats.missed),
+        ("checksum_completed", "frames whose partial checksum was completed", stats.checksum_completed),
+    ]
+}
+
+fn tx_fields(stats: &TxStats) -> [(&'static str, &'static str, u64); 4] {
+    [
+        ("packets", "frames sent", stats.packets),
+        ("bytes", "their bytes", stats.bytes),
+        ("oversize", "frames longer than the MTU allows, dropped", stats.oversize),
+        ("errors", "frames the device or kernel refused", stats.errors),
+    ]
+}

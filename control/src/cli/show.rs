@@ -1,0 +1,278 @@
+//! `shunt status` and `shunt counters`: the API's answers, for people or as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::runtime;
+use crate::admin::client::ask;
+use crate::admin::view::{Counter, Counters, Status, Workers};
+
+pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
+    show::<Status>(socket, "/v1/status", json, status_text)
+}
+
+pub(super) fn workers(socket: &Path, json: bool) -> anyhow::Result<()> {
+    show::<Workers>(socket, "/v1/workers", json, workers_text)
+}
+
+pub(super) fn counters(socket: &Path, json: bool) -> anyhow::Result<()> {
+    show::<Counters>(socket, "/v1/counters", json, counters_text)
+}
+
+fn show<T: DeserializeOwned + Serialize>(
+    socket: &Path,
+    path: &str,
+    json: bool,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    let answer: T = runtime()?.block_on(ask(socket, Method::GET, path))?;
+    let shown = if json { serde_json::to_string_pretty(&answer)? + "\n" } else { text(&answer) };
+    // A reader that has seen enough (`| head`) is no error.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), shown.as_bytes());
+    Ok(())
+}
+
+/// Lines of cells, each column as wide as its widest cell.
+#[derive(Default)]
+struct Table {
+    rows: Vec<Vec<String>>,
+    /// Columns aligned to the left; the others are numbers.
+    left: usize,
+}
+
+impl Table {
+    fn new(left: usize, head: &[&str]) -> Self {
+        let mut table = Self { rows: Vec::new(), left };
+        table.row(head.iter().map(ToString::to_string));
+        table
+    }
+
+    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let gap = if column == 0 { "" } else { "  " };
+                let width = widths[column];
+                let cell =
+                    if column < self.left { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
+                line.push_str(gap);
+                line.push_str(&cell);
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Services and servers in the shape of `ipvsadm -Ln`, with traffic.
+fn status_text(status: &Status) -> String {
+    let mut text = format!(
+        "shunt {}, up {}, {} workers, configuration {} (generation {})\n",
+        status.version,
+        duration(status.uptime_seconds),
+        status.workers,
+        status.file,
+        status.generation
+    );
+    for port in &status.ports {
+        let line = format!(
+            "port {}: {}, {} queues, {}, MTU {}",
+            port.interface, port.kind, port.queues, port.mac, port.mtu
+        );
+        writeln!(text, "{line}").expect("strings take everything");
+    }
+    text.push('\n');
+    let head = [
+        "Prot",
+        "LocalAddress:Port",
+        "Scheduler",
+        "Forward",
+        "Weight",
+        "ActiveConn",
+        "InActConn",
+        "Conns",
+        "InPkts",
+        "OutPkts",
+        "InBytes",
+        "OutBytes",
+    ];
+    let mut table = Table::new(4, &head);
+    table.row(["  ->", "RemoteAddress:Port"].map(str::to_owned));
+    for service in &status.services {
+        let listen = service.listen.first().cloned().unwrap_or_default();
+        let name = format!("{} ({})", service.scheduler, service.name);
+        table.row([service.protocol.to_uppercase(), listen, name]);
+        for more in service.listen.iter().skip(1) {
+            table.row([String::new(), more.clone()]);
+        }
+        for server in &service.servers {
+            let traffic = &server.traffic;
+            let named = if server.name == server.address { String::new() } else { server.name.clone() };
+            let mut cells = vec!["  ->".to_owned(), server.address.clone(), named, server.mode.clone()];
+            let numbers = [u64::from(server.weight), traffic.active, traffic.inactive, traffic.connections];
+            cells.extend(numbers.map(|number| number.to_string()));
+            cells.extend([traffic.packets_in, traffic.packets_out].map(|packets| packets.to_string()));
+            cells.extend([traffic.bytes_in, traffic.bytes_out].map(bytes));
+            if server.next_hop.is_none() {
+                cells.push("(next hop unknown)".to_owned());
+            }
+            table.row(cells);
+        }
+    }
+    text + &table.text()
+}
+
+fn workers_text(workers: &Workers) -> String {
+    let columns = [
+        ("rx_packets", "Rx"),
+        ("tx_packets", "Tx"),
+        ("handoff_in", "HandoffIn"),
+        ("handoff_out", "HandoffOut"),
+        ("punted", "Punted"),
+        ("program_drops", "Drops"),
+        ("sleeps", "Sleeps"),
+        ("pool_free", "PoolFree"),
+    ];
+    let value = |counters: &BTreeMap<String, u64>, name: &str| counters.get(name).copied().unwrap_or(0);
+    let mut head = vec!["Worker", "Core"];
+    head.extend(columns.map(|(_, title)| title));
+    let mut table = Table::new(2, &head);
+    let mut queues = Table::new(
+        3,
+        &["Queue", "Way", "Worker", "Packets", "Bytes", "Oversize", "NoBuffer", "Missed", "Errors"],
+    );
+    for worker in &workers.workers {
+        let core = worker.core.map_or_else(|| "any".to_owned(), |core| core.to_string());
+        let mut cells = vec![worker.id.to_string(), core];
+        cells.extend(columns.map(|(name, _)| value(&worker.counters, name).to_string()));
+        table.row(cells);
+        for (way, list) in [("rx", &worker.rx), ("tx", &worker.tx)] {
+            for queue in list {
+                let name = format!("{}/{}", queue.interface, queue.queue);
+                let mut cells = vec![name, way.to_owned(), worker.id.to_string()];
+                let fields = ["packets", "bytes", "oversize", "no_buffer", "missed", "errors"];
+                cells.extend(fields.map(|field| value(&queue.counters, field).to_string()));
+                queues.row(cells);
+            }
+        }
+    }
+    format!("{}\n{}", table.text(), queues.text())
+}
+
+fn counters_text(counters: &Counters) -> String {
+    let mut text = String::new();
+    let groups = [
+        ("Dropped packets", &counters.drops),
+        ("Events", &counters.events),
+        ("Workers", &counters.workers),
+        ("Ports", &counters.ports),
+    ];
+    for (title, group) in groups {
+        let name_width = group.iter().map(|counter| counter.name.len()).max().unwrap_or(0);
+        let value_width = group.iter().map(|counter| counter.value.to_string().len()).max().unwrap_or(0);
+        writeln!(text, "{title}").expect("strings take everything");
+        for Counter { name, value, meaning } in group {
+            let line = format!("  {name:<name_width$}  {value:>value_width$}  {meaning}");
+            writeln!(text, "{}", line.trim_end()).expect("strings take everything");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+/// `1536` as `1536`, `2097152` as `2.0M`: the units of ipvsadm's rates, base 1024.
+fn bytes(bytes: u64) -> String {
+    let units = ["K", "M", "G", "T", "P"];
+    let mut value = bytes as f64;
+    let mut unit = "";
+    for next in units {
+        if value < 10_240.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit.is_empty() { bytes.to_string() } else { format!("{value:.1}{unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::view::{Server, Service, Traffic};
+
+    #[test]
+    fn status_reads_like_ipvsadm() {
+        let traffic = Traffic { active: 3, packets_in: 120, bytes_out: 20_480, ..Traffic::default() };
+        let server = Server {
+            name: "10.0.0.11:8080".into(),
+            address: "10.0.0.11:8080".into(),
+            mode: "fullnat".into(),
+            weight: 2,
+            next_hop: Some("02:00:00:00:00:11".into()),
+            traffic,
+        };
+        let named = Server { name: "rs2".into(), next_hop: None, ..server.clone() };
+        let service = Service {
+            name: "web".into(),
+            protocol: "tcp".into(),
+            listen: vec!["203.0.113.10:80".into()],
+            scheduler: "wlc".into(),
+            servers: vec![server, named],
+            ..Service::default()
+        };
+        let status = Status {
+            version: "1".into(),
+            uptime_seconds: 75,
+            file: "a.toml".into(),
+            services: vec![service],
+            ..Status::default()
+        };
+        let text = status_text(&status);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "shunt 1, up 1 min 15 s, 0 workers, configuration a.toml (generation 0)");
+        assert!(lines[2].starts_with("Prot  LocalAddress:Port   Scheduler"), "{text}");
+        assert!(lines[4].starts_with("TCP   203.0.113.10:80     wlc (web)"), "{text}");
+        assert!(
+            lines[5].contains("10.0.0.11:8080")
+                && lines[5].contains("fullnat")
+                && lines[5].ends_with("20.0K")
+        );
+        assert!(lines[6].contains("rs2") && lines[6].ends_with("(next hop unknown)"), "{text}");
+    }
+
+    #[test]
+    fn numbers_are_short_enough_to_read() {
+        assert_eq!(
+            [bytes(0), bytes(10_239), bytes(20_480), bytes(52_428_800)],
+            ["0", "10239", "20.0K", "50.0M"]
+        );
+        assert_eq!([duration(5), duration(3_700), duration(90_000)], ["5 s", "1 h 1 min", "1 d 1 h"]);
+    }
+}

@@ -1,0 +1,204 @@
+//! Changes while running: a new file, or a kernel that changed. Either way one new snapshot, in force everywhere
+//! before the caller hears of it, and the outside world changed in the order that loses nothing.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use shunt_dataplane::snapshot::Snapshot;
+use shunt_engine::steer::Rule;
+
+use crate::addresses;
+use crate::admin::view::Reloaded;
+use crate::compile::{compile, stations};
+use crate::config::Config;
+use crate::guard;
+use crate::kernel::Kernel;
+use crate::neighbours;
+use crate::netlink::Tables;
+use crate::supervisor::Daemon;
+
+impl Daemon {
+    /// Reads the file again and puts it in force.
+    ///
+    /// # Errors
+    /// With the text for people, when the file is bad or cannot be put in force; nothing has changed then.
+    pub(crate) async fn reload(&mut self) -> Result<Reloaded, String> {
+        let loaded = Config::load(&self.file, false).map_err(|error| error.to_string())?;
+        let config = loaded.config;
+        let fixed = needs_restart(&self.config, &config);
+        if !fixed.is_empty() {
+            return Err(format!(
+                "{}: {} cannot change without a restart",
+                self.file.display(),
+                fixed.join(", ")
+            ));
+        }
+        let ports = addresses::kernel_ports();
+        let conflicts = addresses::conflicts(&config, &self.kernel, self.ledger.ours(), &ports);
+        if !conflicts.is_empty() {
+            return Err(conflicts.join("\n"));
+        }
+        let mut numbers = self.numbers.clone();
+        let compiled = compile(&config, &self.kernel, &self.ports, &mut numbers);
+        let snapshot = compiled.map_err(|error| format!("{}: {error}", self.file.display()))?;
+        let rules = snapshot.steering();
+        self.widen(&rules).await?;
+        self.numbers = numbers;
+        self.config = config;
+        let mut warnings: Vec<String> = loaded.warnings.lines().map(str::to_owned).collect();
+        let generation = self.replace(snapshot, rules, &mut warnings).await;
+        Ok(Reloaded { generation, warnings: warnings.join("\n") })
+    }
+
+    /// Guard and steering take what is new in `rules` on top of what they have.
+    async fn widen(&mut self, rules: &[Rule]) -> Result<(), String> {
+        let both = union(&self.rules, rules);
+        if both == self.rules {
+            return Ok(());
+        }
+        guard::set(&both).await.map_err(|error| format!("guard: {error}"))?;
+        let before = std::mem::replace(&mut self.rules, both);
+        let Err(error) = self.steer() else { return Ok(()) };
+        self.rules = before;
+        // Back to the narrower rules, which fitted before.
+        let (steered, guarded) = (self.steer(), guard::set(&self.rules).await);
+        if steered.is_err() || guarded.is_err() {
+            tracing::error!("the steering rules from before the reload could not be brought back whole");
+        }
+        Err(format!("port {error}"))
+    }
+
+    /// Everything after the point of no return: what fails from here on is a warning.
+    async fn replace(&mut self, snapshot: Snapshot, rules: Vec<Rule>, warnings: &mut Vec<String>) -> u64 {
+        let wanted = addresses::wanted(&self.config, &self.kernel, &self.ports);
+        if let Err(error) = addresses::remove(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await {
+            warnings.push(error.to_string());
+        }
+        let generation = self.publisher.publish(snapshot);
+        if !self.in_force(generation).await {
+            warnings.push("a worker has not taken the new configuration within a second".to_owned());
+        }
+        if let Err(error) = addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await {
+            warnings.push(error.to_string());
+        }
+        if rules != self.rules {
+            self.rules = rules;
+            if let Err(error) = self.steer() {
+                warnings.push(format!("port {error}"));
+            }
+            if let Err(error) = guard::set(&self.rules).await {
+                warnings.push(format!("guard: {error}"));
+            }
+        }
+        let stations = stations(&self.config, &self.kernel, &self.ports);
+        if let Err(error) = self.adjust_neighbours(&stations).await {
+            warnings.push(error);
+        }
+        generation.0
+    }
+
+    async fn adjust_neighbours(&mut self, stations: &BTreeSet<(u32, IpAddr)>) -> Result<(), String> {
+        let adjusted = neighbours::adjust(stations, &self.kernel, &self.netlink, &mut self.ledger).await;
+        adjusted.map_err(|error| error.to_string())
+    }
+
+    /// Reads the changed tables of the kernel, and tells the workers if it matters to them.
+    pub(crate) async fn kernel_changed(&mut self, tables: Tables) {
+        let mut kernel = self.kernel.clone();
+        if let Err(error) = self.netlink.reread(&mut kernel, tables).await {
+            // The kernel interrupts a reading that changes meanwhile; the event of that change starts another.
+            tracing::warn!("{error}");
+            return;
+        }
+        if kernel == self.kernel {
+            return;
+        }
+        self.notice_ports(&kernel);
+        self.kernel = kernel;
+        let stations = stations(&self.config, &self.kernel, &self.ports);
+        neighbours::seek(&stations, &self.kernel, &self.netlink).await;
+        if let Err(error) = self.adjust_neighbours(&stations).await {
+            tracing::warn!("{error}");
+        }
+        let mut numbers = self.numbers.clone();
+        match compile(&self.config, &self.kernel, &self.ports, &mut numbers) {
+            Ok(snapshot) => {
+                self.numbers = numbers;
+                self.publisher.publish(snapshot);
+                self.workers.wakers().wake_all();
+            }
+            Err(error) => {
+                tracing::error!("the kernel's network is too large, workers keep the old view: {error}")
+            }
+        }
+    }
+
+    /// Says when the interface of a port comes, goes or loses its carrier.
+    fn notice_ports(&self, now: &Kernel) {
+        for port in &self.ports {
+            let name = &port.info.name;
+            let up = |kernel: &Kernel| kernel.link(port.link).map(|link| link.up);
+            match (up(&self.kernel), up(now)) {
+                (Some(_), None) => tracing::error!("interface {name} is gone; restart shunt when it is back"),
+                (Some(true), Some(false)) => tracing::warn!("interface {name} is down"),
+                (Some(false), Some(true)) => tracing::info!("interface {name} is up"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Parts of the file that are fixed while the daemon runs and differ.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let mut differ = Vec::new();
+    let engine = |config: &Config| crate::config::Engine { manage_addresses: true, ..config.engine.clone() };
+    if engine(old) != engine(new) {
+        differ.push("[engine]");
+    }
+    if old.api != new.api {
+        differ.push("[api]");
+    }
+    if old.ports != new.ports {
+        differ.push("[[port]]");
+    }
+    differ
+}
+
+fn union(old: &[Rule], new: &[Rule]) -> Vec<Rule> {
+    let mut both = old.to_vec();
+    both.extend(new.iter().filter(|rule| !old.contains(rule)).cloned());
+    both
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_engine::steer::{Prefix, Side};
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse("test", text, false).unwrap_or_else(|error| panic!("{error}")).config
+    }
+
+    #[test]
+    fn what_is_fixed_while_running_is_named() {
+        let old = config("[[port]]\ninterface = \"eth0\"\n");
+        assert!(needs_restart(&old, &old).is_empty());
+        let new = config("[engine]\nworkers = 2\n[[port]]\ninterface = \"eth1\"\n[api]\nsocket = \"/a\"\n");
+        assert_eq!(needs_restart(&old, &new), ["[engine]", "[api]", "[[port]]"]);
+        let unmanaged = config("[engine]\nmanage_addresses = false\n[[port]]\ninterface = \"eth0\"\n");
+        assert!(needs_restart(&old, &unmanaged).is_empty());
+    }
+
+    #[test]
+    fn wider_rules_keep_the_old_ones_and_add_the_new() {
+        let rule = |port| Rule {
+            side: Side::Destination,
+            prefix: Prefix::host(IpAddr::from([203, 0, 113, 10])),
+            protocol: 6,
+            ports: port..=port,
+        };
+        assert_eq!(union(&[rule(1), rule(2)], &[rule(2), rule(3)]), [rule(1), rule(2), rule(3)]);
+        assert_eq!(union(&[rule(1)], &[rule(1)]), [rule(1)]);
+    }
+}

@@ -1,0 +1,369 @@
+//! The daemon's life: open everything, establish the services, answer what comes, leave nothing behind.
+//!
+//! One task owns all state. What it does to the outside world is in the order that loses nothing: first nobody else
+//! answers for our addresses (guard), then we take their packets (steering), then the world hears of them
+//! (addresses); at the end the other way round.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use shunt_dataplane::pipeline::{self, Pipeline};
+use shunt_dataplane::snapshot::{PortInfo, Snapshot};
+use shunt_engine::counters::Published;
+use shunt_engine::lcore::Workers;
+use shunt_engine::mempool::PoolConfig;
+use shunt_engine::port::{Port, PortError};
+use shunt_engine::publish::{self, Publisher};
+use shunt_engine::steer::Rule;
+use shunt_engine::{Mempool, PortId, WorkerId, ring};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::addresses::{self, AddressError, Ledger, LedgerError, Ours};
+use crate::admin::socket::{SocketError, claim};
+use crate::admin::{Ask, server};
+use crate::compile::{OpenPort, compile, stations};
+use crate::config::{Config, ConfigError};
+use crate::devices;
+use crate::guard::{self, GuardError};
+use crate::kernel::Kernel;
+use crate::neighbours;
+use crate::netlink::{Events, Netlink, NetlinkError, Tables};
+use crate::state::{Numbers, NumbersError, SERVERS_MAX, SERVICES_MAX};
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration does not fit this machine.
+    #[error("{}", .0.join("\n"))]
+    Machine(Vec<String>),
+    /// The API's socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A port.
+    #[error("port {0}{remedy}", remedy = remedy(.0))]
+    Port(#[from] PortError),
+    /// The kernel's network.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The guard table.
+    #[error("guard: {0}")]
+    Guard(#[from] GuardError),
+    /// VIPs and local addresses.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// What is remembered of them.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Too many services, servers or hops.
+    #[error(transparent)]
+    Numbers(#[from] NumbersError),
+    /// The kernel has no more of something.
+    #[error("cannot {action}: {source}")]
+    Resources {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A worker died.
+    #[error("worker {} panicked; the daemon has stopped and left the machine clean", .0.0)]
+    Worker(WorkerId),
+}
+
+fn remedy(error: &PortError) -> &'static str {
+    match error {
+        PortError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            " (run shunt as root, or with CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF)"
+        }
+        PortError::Io { source, .. } if source.kind() == std::io::ErrorKind::ResourceBusy => {
+            " (another program has the interface: is another shunt running? `ip link show` names an XDP program)"
+        }
+        PortError::NoSuchInterface(_) => " (`ip link` lists those there are)",
+        _ => "",
+    }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    pub(crate) file: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) kernel: Kernel,
+    pub(crate) netlink: Netlink,
+    pub(crate) ledger: Ledger,
+    pub(crate) ports: Vec<OpenPort>,
+    pub(crate) devices: Vec<Box<dyn Port>>,
+    pub(crate) workers: Workers<Pipeline>,
+    pub(crate) counters: Vec<Published>,
+    pub(crate) publisher: Publisher<Snapshot>,
+    pub(crate) numbers: Numbers,
+    /// What guard and steering hold.
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) started: tokio::time::Instant,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When something is missing, with its name and what helps. Nothing is left behind then.
+pub async fn run(file: &Path) -> Result<(), RunError> {
+    let loaded = Config::load(file, false)?;
+    warn(&loaded.warnings);
+    // Signals are caught from here on, so that one that comes during the start ends it politely too.
+    let mut signals = Signals::new().map_err(resources("catch signals"))?;
+    let (listener, _claim) = claim(&loaded.config.api.socket).await?;
+    // Events are heard before the first reading, so that no change falls between.
+    let changes = watch(Events::open()?);
+    let mut daemon = Daemon::open(file, loaded.config).await?;
+    let lived = match daemon.establish().await {
+        Ok(()) => {
+            let (asks, asked) = mpsc::channel(server::ASKS_MAX);
+            tokio::spawn(server::serve(listener, asks));
+            tracing::info!(file = %file.display(), "running");
+            daemon.live(&mut signals, changes, asked).await
+        }
+        Err(error) => Err(error),
+    };
+    daemon.close().await;
+    lived
+}
+
+pub(crate) fn warn(warnings: &str) {
+    if !warnings.is_empty() {
+        tracing::warn!("{}", warnings.trim_end());
+    }
+}
+
+fn resources(action: &'static str) -> impl Fn(std::io::Error) -> RunError {
+    move |source| RunError::Resources { action, source }
+}
+
+struct Signals {
+    hangup: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// Tells of changes in the kernel. One waits at most; the socket keeps what comes meanwhile.
+fn watch(mut events: Events) -> mpsc::Receiver<Tables> {
+    let (tell, changes) = mpsc::channel(1);
+    tokio::spawn(async move { while tell.send(events.changed().await).await.is_ok() {} });
+    changes
+}
+
+impl Daemon {
+    /// Opens ports and starts workers. Nothing outside has changed when it fails.
+    async fn open(file: &Path, config: Config) -> Result<Self, RunError> {
+        let netlink = Netlink::open()?;
+        let kernel = netlink.read().await?;
+        let ledger = Ledger::open(&config.api.socket)?;
+        fits(&config, &kernel, ledger.ours())?;
+        let engine = &config.engine;
+        let pool = PoolConfig { chunk_size: engine.buffer_size, chunks: engine.buffers };
+        let workers = usize::from(engine.workers);
+        let pools = Mempool::split(pool, workers).map_err(resources("allocate packet buffers"))?;
+        let mut devices = devices::open(&config.ports, pools[0].region(), engine.workers)?;
+        let ports = open_ports(&devices, &kernel);
+        let mut numbers = Numbers::default();
+        let snapshot = compile(&config, &kernel, &ports, &mut numbers)?;
+        let (publisher, readers) = publish::channel(snapshot, workers);
+        let pipelines = pipelines(&config, readers)?;
+        let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
+        let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
+        let made = devices::workers(engine, &mut devices, pipelines, pools, links)?;
+        let cores = (!engine.cores.is_empty()).then_some(engine.cores.as_slice());
+        let workers = Workers::start(made, cores).map_err(resources("start the workers"))?;
+        for warning in workers.placements().iter().filter_map(|placement| placement.warning.as_ref()) {
+            tracing::warn!("{warning}");
+        }
+        let rules = Vec::new();
+        let (file, started) = (file.to_owned(), tokio::time::Instant::now());
+        Ok(Self {
+            file,
+            config,
+            kernel,
+            netlink,
+            ledger,
+            ports,
+            devices,
+            workers,
+            counters,
+            publisher,
+            numbers,
+            rules,
+            started,
+        })
+    }
+
+    /// Takes over the services' packets and addresses.
+    async fn establish(&mut self) -> Result<(), RunError> {
+        let rules = self.publisher.current().steering();
+        guard::set(&rules).await?;
+        self.rules = rules;
+        self.steer()?;
+        let wanted = addresses::wanted(&self.config, &self.kernel, &self.ports);
+        // An earlier daemon that crashed may have left addresses that nobody wants any more.
+        addresses::remove(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        let stations = stations(&self.config, &self.kernel, &self.ports);
+        neighbours::adjust(&stations, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        Ok(())
+    }
+
+    /// Brings [`Self::rules`] to every port.
+    pub(crate) fn steer(&mut self) -> Result<(), PortError> {
+        self.devices.iter_mut().try_for_each(|device| device.steer(&self.rules))
+    }
+
+    async fn live(
+        &mut self,
+        signals: &mut Signals,
+        mut changes: mpsc::Receiver<Tables>,
+        mut asked: mpsc::Receiver<Ask>,
+    ) -> Result<(), RunError> {
+        let mut probe = tokio::time::interval(neighbours::PROBE_INTERVAL);
+        probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(tables) = changes.recv() => self.kernel_changed(tables).await,
+                Some(ask) = asked.recv() => self.answer(ask).await,
+                _ = signals.hangup.recv() => match self.reload().await {
+                    Ok(reloaded) => tracing::info!(generation = reloaded.generation, "reloaded"),
+                    Err(error) => tracing::error!("not reloaded, nothing has changed:\n{error}"),
+                },
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.interrupt.recv() => return Ok(()),
+                _ = probe.tick() => self.look_after().await?,
+            }
+        }
+    }
+
+    async fn answer(&mut self, ask: Ask) {
+        // Who has hung up meanwhile does not want the answer any more.
+        match ask {
+            Ask::Status(answer) => drop(answer.send(self.status())),
+            Ask::Workers(answer) => drop(answer.send(self.workers_view())),
+            Ask::Counters(answer) => drop(answer.send(self.counters_view())),
+            Ask::Reload(answer) => drop(answer.send(self.reload().await)),
+        }
+    }
+
+    /// What is due now and then.
+    async fn look_after(&mut self) -> Result<(), RunError> {
+        if let Some(worker) = self.workers.failed() {
+            return Err(RunError::Worker(worker));
+        }
+        self.publisher.reclaim();
+        let stations = stations(&self.config, &self.kernel, &self.ports);
+        neighbours::probe(&stations, &self.kernel, &self.netlink).await;
+        Ok(())
+    }
+
+    /// Leaves the machine as it was. Goes on whatever fails, and says what did.
+    async fn close(mut self) {
+        tracing::info!("stopping");
+        if let Ok(kernel) = self.netlink.read().await {
+            self.kernel = kernel;
+        }
+        let nothing = std::collections::BTreeSet::new();
+        complain(addresses::remove(&nothing, &self.kernel, &self.netlink, &mut self.ledger).await);
+        self.rules.clear();
+        complain(self.steer());
+        let stopped = self.workers.stop();
+        // The XDP programs go first, then what they filled.
+        drop(self.devices);
+        drop(stopped);
+        complain(neighbours::remove_all(&self.kernel, &self.netlink, &mut self.ledger).await);
+        complain(guard::remove().await);
+    }
+
+    /// Waits until every worker works with `generation`. Returns whether they do in time.
+    pub(crate) async fn in_force(&self, generation: publish::Generation) -> bool {
+        self.workers.wakers().wake_all();
+        let adopted = async {
+            while self.publisher.in_force() < generation {
+                tokio::time::sleep(ADOPTION_POLL).await;
+            }
+        };
+        tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await.is_ok()
+    }
+}
+
+/// How long workers may take to adopt a snapshot. A healthy one needs a turn of its loop.
+const ADOPTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+const ADOPTION_POLL: Duration = Duration::from_micros(500);
+
+fn complain<E: std::fmt::Display>(result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::error!("{error}");
+    }
+}
+
+/// Whether this machine has what the configuration names.
+fn fits(config: &Config, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
+    if let Some(port) = config.ports.iter().find(|port| kernel.link_named(&port.interface).is_none()) {
+        return Err(PortError::NoSuchInterface(port.interface.clone()).into());
+    }
+    let conflicts = addresses::conflicts(config, kernel, ours, &addresses::kernel_ports());
+    if conflicts.is_empty() { Ok(()) } else { Err(RunError::Machine(conflicts)) }
+}
+
+fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
+    let open = |(number, device): (usize, &Box<dyn Port>)| {
+        let caps = device.caps();
+        tracing::info!(
+            "port {}: {}, {} queues, MTU {}, {}",
+            caps.name,
+            caps.kind,
+            caps.queues,
+            caps.mtu,
+            caps.mac
+        );
+        OpenPort {
+            id: PortId(u8::try_from(number).expect("the configuration has at most 64 ports")),
+            link: kernel.link_named(&caps.name).map_or(0, |link| link.index),
+            info: PortInfo { name: caps.name.clone(), mac: caps.mac },
+        }
+    };
+    devices.iter().enumerate().map(open).collect()
+}
+
+fn pipelines(config: &Config, readers: Vec<publish::Reader<Snapshot>>) -> Result<Vec<Pipeline>, RunError> {
+    let mut secret = [0; 16];
+    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| resources("get random bytes")(errno.into()))?;
+    let secret = u128::from_ne_bytes(secret);
+    let engine = &config.engine;
+    let pipeline = |(number, reader)| {
+        let config = pipeline::Config {
+            worker: WorkerId(number),
+            workers: engine.workers,
+            secret: [(secret >> 64) as u64, secret as u64],
+            max_connections: engine.max_connections.div_ceil(engine.workers.into()),
+            max_services: SERVICES_MAX as u32,
+            max_servers: SERVERS_MAX as u32,
+        };
+        Pipeline::new(config, reader).map_err(resources("allocate the connection table"))
+    };
+    let mut pipelines = (0..).zip(readers).map(pipeline).collect::<Result<Vec<_>, _>>()?;
+    let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
+    for (own, pipeline) in pipelines.iter_mut().enumerate() {
+        let others = counters.iter().enumerate().filter(|(other, _)| *other != own);
+        pipeline.set_peers(others.map(|(_, counters)| counters.clone()).collect());
+    }
+    Ok(pipelines)
+}
