@@ -7,7 +7,6 @@ mod ports;
 use std::collections::HashMap;
 use std::net::UdpSocket;
 
-use shunt_engine::port::Port;
 use shunt_engine::port::af_packet::{AfPacket, AfPacketConfig};
 
 use ports::kernel::{AfPacketHarness, Cable, NEAR};

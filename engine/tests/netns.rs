@@ -21,3 +21,11 @@ fn a_namespace_has_its_own_links_and_is_gone_after_a_panic() {
     let name = name.downcast::<String>().unwrap();
     assert!(!std::path::Path::new("/run/netns").join(*name).exists());
 }
+
+#[test]
+fn namespaces_of_a_killed_test_run_are_removed_by_the_next() {
+    let orphan = "shunt-4294967295-0-orphan";
+    common::run("ip", &["netns", "add", orphan]);
+    common::remove_orphans();
+    assert!(!std::path::Path::new("/run/netns").join(orphan).exists());
+}

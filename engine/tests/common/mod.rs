@@ -32,6 +32,9 @@ impl Netns {
             "this test makes network namespaces and needs root (or CAP_NET_ADMIN and CAP_SYS_ADMIN as root)"
         );
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        if number == 0 {
+            remove_orphans();
+        }
         let name = format!("shunt-{}-{number}-{label}", std::process::id());
         run("ip", &["netns", "add", &name]);
         let netns = Self { name };
@@ -103,6 +106,18 @@ impl Drop for Netns {
     fn drop(&mut self) {
         // The guard may run while a test panics: a second panic would hide the first.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
+}
+
+/// Removes the namespaces of test runs that were killed: nobody else will.
+pub fn remove_orphans() {
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix("shunt-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another run may be faster.
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+        }
     }
 }
 
