@@ -1,5 +1,7 @@
 //! The connection table against a naive model: a list of connections, searched from end to end.
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use shunt_dataplane::conn::{Conn, ConnId, Direction, Hit, InsertError, Table, Ticks};
 use shunt_dataplane::server::Mode;

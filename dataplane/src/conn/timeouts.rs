@@ -37,9 +37,10 @@ impl Timeouts {
         self.by_state[state as usize] = timeout;
     }
 
-    /// The idle timeout in `state`, in ticks, at least one.
+    /// The idle timeout in `state`, in ticks: one more than it fills, because a record's `last_seen` is rounded down and
+    /// a connection must not go early.
     #[inline]
     pub fn ticks(&self, state: State) -> Ticks {
-        Ticks::from_nanos(self.get(state).as_nanos().max(1))
+        Ticks(Ticks::from_nanos(self.get(state).as_nanos()).0 + 1)
     }
 }

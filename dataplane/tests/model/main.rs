@@ -1,0 +1,448 @@
+//! The whole pipeline against a naive model of its connections: a list, walked from end to end.
+//!
+//! Random clients and servers send real frames through one worker or three; weights change, servers come and go by
+//! reload, time passes. After each step both sides must have the same connections, in the same state, on one worker
+//! each, with the same counts per server; and every frame that leaves must go to the connection's own server.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::collections::{HashMap, HashSet};
+
+use lab::{CAPACITY, LOCAL_PORTS, Lab, Outcome, SERVERS, SERVICES, Setup, Slot};
+use proptest::prelude::*;
+use shunt_dataplane::conn::{ConnFlags, State, Ticks, Timeouts, View};
+use shunt_dataplane::scheduler::SchedulerKind;
+use shunt_dataplane::server::{Mode, ServerId};
+use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
+use shunt_dataplane::verdict::DropReason;
+use shunt_engine::{Duration, Instant, Verdict};
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// How long after its timeout a connection may still be there.
+const LATE_MAX: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// A client's packet, to a connection or to none.
+    Client {
+        client: u16,
+        service: usize,
+        flags: u8,
+        queue: usize,
+    },
+    /// Both sides of a handshake, as far as the mode shows them.
+    Handshake {
+        client: u16,
+        service: usize,
+        queue: usize,
+    },
+    /// A packet of a live connection, from its client or its server.
+    Live {
+        which: usize,
+        from_server: bool,
+        flags: u8,
+        queue: usize,
+    },
+    /// A packet from a server to where no connection is.
+    Stray {
+        slot: usize,
+        port: u16,
+        flags: u8,
+        queue: usize,
+    },
+    Pass(Duration),
+    /// Time passes until a live connection's timeout is over, but for some milliseconds before or after.
+    UntilDue {
+        which: usize,
+        before: u64,
+        after: u64,
+    },
+    Weight {
+        slot: usize,
+        weight: u32,
+    },
+    Remove {
+        slot: usize,
+    },
+    Add {
+        slot: usize,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let flags = || prop_oneof![3 => Just(SYN), 6 => Just(ACK), 3 => Just(FIN | ACK), 1 => Just(RST), 1 => Just(SYN | ACK), 1 => Just(0)];
+    let (client, service, queue) = (|| 40_000u16..40_008, || 0..SERVICES.len(), || 0usize..3);
+    let slot = || 0..SERVICES.len() * SERVERS;
+    let pass = prop_oneof![4 => 1u64..2_000, 3 => 2_000u64..70_000, 1 => 70_000u64..1_000_000];
+    prop_oneof![
+        5 => (client(), service(), flags(), queue())
+            .prop_map(|(client, service, flags, queue)| Op::Client { client, service, flags, queue }),
+        5 => (client(), service(), queue())
+            .prop_map(|(client, service, queue)| Op::Handshake { client, service, queue }),
+        12 => (any::<usize>(), any::<bool>(), flags(), queue())
+            .prop_map(|(which, from_server, flags, queue)| Op::Live { which, from_server, flags, queue }),
+        1 => (slot(), LOCAL_PORTS, flags(), queue())
+            .prop_map(|(slot, port, flags, queue)| Op::Stray { slot, port, flags, queue }),
+        4 => pass.prop_map(|millis| Op::Pass(Duration::from_millis(millis))),
+        2 => (any::<usize>(), 0u64..150, 0u64..150)
+            .prop_map(|(which, before, after)| Op::UntilDue { which, before, after }),
+        2 => (slot(), 0u32..4).prop_map(|(slot, weight)| Op::Weight { slot, weight }),
+        1 => slot().prop_map(|slot| Op::Remove { slot }),
+        1 => slot().prop_map(|slot| Op::Add { slot }),
+    ]
+}
+
+/// What the model knows of a connection.
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    service: usize,
+    client: Endpoint<V4>,
+    server: ServerId,
+    peer: Endpoint<V4>,
+    state: State,
+    last_seen: Instant,
+    worker: usize,
+}
+
+struct Model {
+    lab: Lab,
+    setup: Setup,
+    workers: usize,
+    flows: Vec<Flow>,
+    /// The newest server each worker has opened a connection to, per slot: whose counts it shows. And how many.
+    tenants: HashMap<(usize, usize), (u32, u64)>,
+    /// The server picked last per service, unless a pick went unseen since.
+    last_pick: [Option<ServerId>; SERVICES.len()],
+}
+
+impl Model {
+    fn new(schedulers: [SchedulerKind; SERVICES.len()], workers: usize) -> Self {
+        let slot = |slot| Slot { present: true, generation: 1, weight: 1 + slot as u32 % 3 };
+        let setup = Setup { schedulers, slots: std::array::from_fn(slot) };
+        let lab = Lab::new(&setup, workers as u16);
+        let (flows, tenants) = (Vec::new(), HashMap::new());
+        Self { lab, setup, workers, flows, tenants, last_pick: [None; SERVICES.len()] }
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Client { client, service, flags, queue } => self.client(client, service, flags, queue),
+            Op::Handshake { client, service, queue } => {
+                self.client(client, service, SYN, queue);
+                let request = request(service, client_endpoint(client));
+                if SERVICES[service].1.sees_replies()
+                    && let Some(place) = self.find(&request)
+                {
+                    self.server(place, SYN | ACK, queue + 1);
+                }
+                self.client(client, service, ACK, queue);
+            }
+            Op::Live { which, from_server, flags, queue } => {
+                let Some(place) = which.checked_rem(self.flows.len()) else { return };
+                let flow = self.flows[place];
+                if from_server && mode(flow.service).sees_replies() {
+                    self.server(place, flags, queue);
+                } else {
+                    self.client(flow.client.port, flow.service, flags, queue);
+                }
+            }
+            Op::Stray { slot, port, flags, queue } => self.stray(slot, port, flags, queue),
+            Op::Pass(duration) => self.lab.pass(duration),
+            Op::UntilDue { which, before, after } => {
+                let Some(place) = which.checked_rem(self.flows.len()) else { return };
+                let flow = &self.flows[place];
+                let due = flow.last_seen + Timeouts::default().get(flow.state) + Duration::from_millis(after);
+                let nanos = due.since(self.lab.now).as_nanos();
+                self.lab.pass(Duration::from_nanos(nanos.saturating_sub(before * 1_000_000)));
+            }
+            Op::Weight { slot, weight } => self.reload(|setup| setup.slots[slot].weight = weight),
+            Op::Remove { slot } => self.reload(|setup| setup.slots[slot].present = false),
+            Op::Add { slot } => self.reload(|setup| {
+                let slot = &mut setup.slots[slot];
+                slot.generation += u32::from(!slot.present);
+                slot.present = true;
+            }),
+        }
+    }
+
+    fn reload(&mut self, change: impl FnOnce(&mut Setup)) {
+        change(&mut self.setup);
+        self.lab.reload(&self.setup);
+    }
+
+    fn client(&mut self, port: u16, service: usize, flags: u8, queue: usize) {
+        let (protocol, mode, policy) = SERVICES[service];
+        let request = request(service, client_endpoint(port));
+        let now = self.lab.now;
+        let outcome = self.lab.deliver(queue, &lab::client_frame(&request, flags));
+        let opens = protocol == Protocol::Udp || flags & (SYN | RST | ACK) == SYN;
+        let mut refusal = DropReason::OutOfState;
+        let mut schedules = policy == OutOfState::Schedule && flags & RST == 0;
+        if let Some(place) = self.find(&request) {
+            let flow = self.flows[place];
+            let gone = !self.setup.has(flow.server);
+            if !gone && !(opens && may_be_replaced(flow.state, mode)) {
+                let view = if mode.sees_replies() { View::Input } else { View::InputOnly };
+                self.check_request(&outcome, &flow, queue);
+                let flow = &mut self.flows[place];
+                (flow.state, flow.last_seen) = (flow.state.next(view, flags), now);
+                return;
+            }
+            self.flows.swap_remove(place);
+            if gone {
+                (refusal, schedules) = (DropReason::ServerGone, false);
+            }
+        }
+        if opens || schedules {
+            self.opened(service, &request, flags, now, &outcome);
+        } else {
+            assert_eq!(outcome.reason, Some(refusal), "{outcome:?}");
+            let answered = policy == OutOfState::Reset && flags & RST == 0;
+            assert_eq!(outcome.emitted, usize::from(answered), "RST: {outcome:?}");
+        }
+    }
+
+    /// The packet `request` should have opened a connection, or there is a reason why not.
+    fn opened(&mut self, service: usize, request: &Tuple<V4>, flags: u8, now: Instant, outcome: &Outcome) {
+        let (protocol, mode, _) = SERVICES[service];
+        let eligible: Vec<_> = self.setup.eligible(service).collect();
+        let here = |flow: &&Flow| flow.worker == outcome.worker;
+        let last_pick = self.last_pick[service].take();
+        match outcome.reason {
+            Some(DropReason::NoServer) => return assert!(eligible.is_empty(), "{eligible:?}"),
+            Some(DropReason::TableFull) => {
+                return assert_eq!(self.flows.iter().filter(here).count(), CAPACITY);
+            }
+            Some(DropReason::NoLocalPort) => {
+                let ports = LOCAL_PORTS.filter(|port| usize::from(*port) % self.workers == outcome.worker);
+                let (ports, flows) = (ports.count(), &self.flows);
+                let exhausted = |&slot: &usize| {
+                    let address = lab::server_address(slot);
+                    let towards = |flow: &&Flow| lab::server_address(flow.server.slot as usize) == address;
+                    flows.iter().filter(towards).filter(here).count() == ports
+                };
+                return assert!(mode == Mode::Fullnat && eligible.iter().any(exhausted), "a port is free");
+            }
+            Some(reason) => panic!("{reason:?} for {request:?}"),
+            None => {}
+        }
+        let (slot, peer) = destination(service, outcome);
+        assert!(eligible.contains(&slot), "{slot} got a connection, {eligible:?} may");
+        let server = self.setup.id(slot);
+        if self.workers == 1 {
+            self.check_pick(service, slot, &eligible, last_pick);
+        }
+        self.last_pick[service] = Some(server);
+        let tenant = self.tenants.entry((outcome.worker, slot)).or_default();
+        *tenant = (server.generation, if tenant.0 == server.generation { tenant.1 + 1 } else { 1 });
+        let view = if mode.sees_replies() { View::Input } else { View::InputOnly };
+        let state = match protocol {
+            Protocol::Tcp => State::None.next(view, flags),
+            Protocol::Udp => State::Udp,
+        };
+        let peer = peer.unwrap_or(request.src);
+        let flow = Flow {
+            service,
+            client: request.src,
+            server,
+            peer,
+            state,
+            last_seen: now,
+            worker: outcome.worker,
+        };
+        self.flows.push(flow);
+    }
+
+    /// What the scheduler promises, as far as one worker alone can keep it.
+    fn check_pick(&self, service: usize, slot: usize, eligible: &[usize], last_pick: Option<ServerId>) {
+        match self.setup.schedulers[service] {
+            SchedulerKind::Rr => {
+                let again = last_pick == Some(self.setup.id(slot));
+                assert!(!again || eligible.len() == 1, "rr picked {slot} twice among {eligible:?}");
+            }
+            SchedulerKind::Wrr => {}
+            SchedulerKind::Wlc => {
+                let cost = |slot| {
+                    let (active, inactive) = self.counts(self.setup.id(slot), None);
+                    256 * active + inactive
+                };
+                let weight = |slot: usize| u64::from(self.setup.slots[slot].weight);
+                let cheaper = |&&other: &&usize| cost(other) * weight(slot) < cost(slot) * weight(other);
+                let cheapest = eligible.iter().find(cheaper);
+                assert!(cheapest.is_none(), "wlc picked {slot}, but {cheapest:?} is cheaper");
+            }
+        }
+    }
+
+    fn server(&mut self, place: usize, flags: u8, queue: usize) {
+        let flow = self.flows[place];
+        let (protocol, mode, _) = SERVICES[flow.service];
+        let slot = flow.server.slot as usize;
+        let reply = reply(&flow);
+        let now = self.lab.now;
+        let outcome = self.lab.deliver(queue, &lab::frame(lab::server_mac(slot), &reply, flags));
+        if self.setup.has(flow.server) {
+            assert_eq!(outcome.verdict, Verdict::Forward(shunt_engine::PortId(0)), "{outcome:?}");
+            assert_eq!(outcome.worker, flow.worker);
+            let (mac, tuple, outer) = lab::parse(&outcome.frame);
+            let to_client = request(flow.service, flow.client).reversed();
+            assert_eq!((mac, tuple, outer), (lab::client_mac(), to_client, None));
+            let flow = &mut self.flows[place];
+            (flow.state, flow.last_seen) = (flow.state.next(View::Output, flags), now);
+        } else if mode == Mode::Nat && !self.setup.slots[slot].present {
+            // Nobody's packet any more, as far as this director can tell; the connection times out.
+            assert_eq!(outcome.verdict, Verdict::Punt);
+        } else {
+            self.flows.swap_remove(place);
+            assert_eq!(outcome.reason, Some(DropReason::ServerGone), "{outcome:?}");
+            let answered = mode == Mode::Fullnat && protocol == Protocol::Tcp && flags & RST == 0;
+            assert_eq!(outcome.emitted, usize::from(answered));
+        }
+    }
+
+    fn stray(&mut self, slot: usize, port: u16, flags: u8, queue: usize) {
+        let service = slot / SERVERS;
+        let (protocol, mode, _) = SERVICES[service];
+        let src = Endpoint::new(lab::server_address(slot), if mode.sees_replies() { 9001 } else { 8000 });
+        let dst = Endpoint::new(lab::local_address(service), port);
+        let tuple = Tuple { src, dst, protocol };
+        let outcome = self.lab.deliver(queue, &lab::frame(lab::server_mac(slot), &tuple, flags));
+        // The local addresses of DR, TUN and NAT services are taken off the kernel as well.
+        assert_eq!(outcome.reason, Some(DropReason::OutOfState), "{outcome:?}");
+        assert_eq!(outcome.emitted, usize::from(protocol == Protocol::Tcp && flags & RST == 0));
+    }
+
+    /// A client's packet of a live connection must have gone to the connection's server.
+    fn check_request(&self, outcome: &Outcome, flow: &Flow, queue: usize) {
+        assert_eq!(outcome.verdict, Verdict::Forward(shunt_engine::PortId(0)), "queue {queue}: {outcome:?}");
+        assert_eq!(outcome.worker, flow.worker);
+        let (slot, peer) = destination(flow.service, outcome);
+        assert_eq!((slot, peer.unwrap_or(flow.peer)), (flow.server.slot as usize, flow.peer));
+        let (_, tuple, _) = lab::parse(&outcome.frame);
+        assert_eq!(tuple.src, flow.peer);
+    }
+
+    /// Compares everything the workers have with the model; connections whose time has come may be gone.
+    fn check(&mut self) {
+        let mut tuples = HashSet::new();
+        let mut there = HashMap::new();
+        for (worker, conn) in self.lab.connections() {
+            assert!(tuples.insert(conn.request()), "{:?} is there twice", conn.request());
+            assert!(
+                conn.reply().is_none_or(|reply| tuples.insert(reply)),
+                "{:?} is there twice",
+                conn.reply()
+            );
+            there.insert(conn.request(), (worker, conn));
+        }
+        let now = self.lab.now;
+        self.flows.retain(|flow| {
+            let (idle, timeout) = (now.since(flow.last_seen), Timeouts::default().get(flow.state));
+            let Some((worker, conn)) = there.remove(&request(flow.service, flow.client)) else {
+                assert!(idle >= timeout, "went after {idle:?} of {timeout:?}: {flow:?}");
+                return false;
+            };
+            let late = idle.as_nanos() > timeout.as_nanos() + LATE_MAX.as_nanos();
+            assert!(!late, "still there after {idle:?} of {timeout:?}: {flow:?}");
+            assert_eq!((worker, conn.server_id, conn.peer), (flow.worker, flow.server, flow.peer));
+            assert_eq!((State::from_number(conn.state), conn.mode()), (flow.state, mode(flow.service)));
+            assert_eq!(conn.flags.has(ConnFlags::ACTIVE), flow.state.is_active());
+            assert_eq!(conn.last_seen, Ticks::at(flow.last_seen));
+            true
+        });
+        assert!(there.is_empty(), "only the workers have {there:?}");
+        for (&(worker, slot), &(generation, opened)) in &self.tenants {
+            let id = ServerId { slot: slot as u32, generation };
+            let (active, inactive) = self.counts(id, Some(worker));
+            assert_eq!(self.lab.load(worker, slot), [active, inactive, opened], "worker {worker}, {id:?}");
+        }
+    }
+
+    /// Active and inactive connections of a server, of one worker or of all.
+    fn counts(&self, server: ServerId, worker: Option<usize>) -> (u64, u64) {
+        let flows = self.flows.iter().filter(|flow| flow.server == server);
+        let flows = flows.filter(|flow| worker.is_none_or(|worker| worker == flow.worker));
+        let (active, all) =
+            flows.fold((0, 0), |(active, all), flow| (active + u64::from(flow.state.is_active()), all + 1));
+        (active, all - active)
+    }
+
+    fn find(&self, tuple: &Tuple<V4>) -> Option<usize> {
+        self.flows.iter().position(|flow| request(flow.service, flow.client) == *tuple)
+    }
+}
+
+/// Which server slot a frame left for and, in FULLNAT, from which local endpoint.
+fn destination(service: usize, outcome: &Outcome) -> (usize, Option<Endpoint<V4>>) {
+    assert_eq!(outcome.verdict, Verdict::Forward(shunt_engine::PortId(0)));
+    let (mac, tuple, outer) = lab::parse(&outcome.frame);
+    let slot = usize::from(mac.0[5]);
+    assert_eq!((mac, slot / SERVERS), (lab::server_mac(slot), service));
+    let server = Endpoint::new(lab::server_address(slot), 9000);
+    let mode = mode(service);
+    let dst = if mode.sees_replies() { server } else { lab::vip(service) };
+    assert_eq!(tuple.dst, dst);
+    assert_eq!(outer, (mode == Mode::Tun).then_some(server.address));
+    (slot, (mode == Mode::Fullnat).then_some(tuple.src))
+}
+
+/// Whether a first SYN on a connection's tuple opens a new one.
+fn may_be_replaced(state: State, mode: Mode) -> bool {
+    matches!(state, State::TimeWait | State::Close | State::LastAck)
+        || state == State::FinWait && !mode.sees_replies()
+}
+
+fn mode(service: usize) -> Mode {
+    SERVICES[service].1
+}
+
+fn client_endpoint(port: u16) -> Endpoint<V4> {
+    Endpoint::new(V4(0xc633_6407), port)
+}
+
+fn request(service: usize, client: Endpoint<V4>) -> Tuple<V4> {
+    Tuple { src: client, dst: lab::vip(service), protocol: SERVICES[service].0 }
+}
+
+fn reply(flow: &Flow) -> Tuple<V4> {
+    let server = Endpoint::new(lab::server_address(flow.server.slot as usize), 9000);
+    Tuple { src: server, dst: flow.peer, protocol: SERVICES[flow.service].0 }
+}
+
+fn run(schedulers: [SchedulerKind; SERVICES.len()], workers: usize, ops: Vec<Op>) {
+    let mut model = Model::new(schedulers, workers);
+    for op in ops {
+        model.apply(op);
+        model.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_worker_does_what_the_model_does(
+        schedulers in proptest::array::uniform(prop::sample::select(
+            &[SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][..],
+        )),
+        ops in prop::collection::vec(op(), 1..120),
+    ) {
+        run(schedulers, 1, ops);
+    }
+
+    #[test]
+    fn three_workers_do_what_the_model_does(
+        schedulers in proptest::array::uniform(prop::sample::select(
+            &[SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][..],
+        )),
+        ops in prop::collection::vec(op(), 1..120),
+    ) {
+        run(schedulers, 3, ops);
+    }
+}
