@@ -33,7 +33,7 @@ pub(crate) const SERVICES: [(Protocol, Mode, OutOfState); 6] = [
 /// Connections a worker can hold: so few that tables fill.
 pub(crate) const CAPACITY: usize = 12;
 /// Local ports of a FULLNAT service, of all workers: so few that they run out.
-pub(crate) const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 30_000..=30_002;
+pub(crate) const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 30_001..=30_003;
 /// The virtual address.
 pub(crate) const VIP: V4 = V4(0xcb00_710a);
 

@@ -187,7 +187,8 @@ impl Model {
         if let Some(place) = self.find(&request) {
             let flow = self.flows[place];
             let gone = !self.setup.has(flow.server);
-            if !gone && !(opens && may_be_replaced(flow.state, mode)) {
+            let replaced = opens && may_be_replaced(flow.state, mode);
+            if !(gone || replaced) {
                 let view = if mode.sees_replies() { View::Input } else { View::InputOnly };
                 self.check_request(&outcome, &flow, queue);
                 let flow = &mut self.flows[place];
