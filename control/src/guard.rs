@@ -32,6 +32,14 @@ pub enum GuardError {
     Refused(String),
 }
 
+/// Whether the guard can be had at all: to be asked before anything is changed.
+///
+/// # Errors
+/// When `nft` is missing or cannot be run.
+pub async fn available() -> Result<(), GuardError> {
+    nft("").await
+}
+
 /// Replaces the table by one that drops what `rules` describe. All or nothing.
 ///
 /// # Errors

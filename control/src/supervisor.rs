@@ -12,7 +12,7 @@ use shunt_dataplane::snapshot::{PortInfo, Snapshot};
 use shunt_engine::counters::Published;
 use shunt_engine::lcore::Workers;
 use shunt_engine::mempool::PoolConfig;
-use shunt_engine::port::{Port, PortError};
+use shunt_engine::port::{Port, PortCaps, PortError};
 use shunt_engine::publish::{self, Publisher};
 use shunt_engine::steer::Rule;
 use shunt_engine::{Mempool, PortId, WorkerId, ring};
@@ -110,6 +110,8 @@ pub struct Daemon {
 /// # Errors
 /// When something is missing, with its name and what helps. Nothing is left behind then.
 pub async fn run(file: &Path) -> Result<(), RunError> {
+    // A reload finds the file also after the working directory has changed.
+    let file = &std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let loaded = Config::load(file, false)?;
     warn(&loaded.warnings);
     // Signals are caught from here on, so that one that comes during the start ends it politely too.
@@ -131,7 +133,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     lived
 }
 
-pub(crate) fn warn(warnings: &str) {
+fn warn(warnings: &str) {
     if !warnings.is_empty() {
         tracing::warn!("{}", warnings.trim_end());
     }
@@ -170,13 +172,15 @@ impl Daemon {
         let netlink = Netlink::open()?;
         let kernel = netlink.read().await?;
         let ledger = Ledger::open(&config.api.socket)?;
-        fits(&config, &kernel, ledger.ours())?;
+        has_ports(&config, &kernel)?;
+        guard::available().await?;
         let engine = &config.engine;
         let pool = PoolConfig { chunk_size: engine.buffer_size, chunks: engine.buffers };
         let workers = usize::from(engine.workers);
         let pools = Mempool::split(pool, workers).map_err(resources("allocate packet buffers"))?;
         let mut devices = devices::open(&config.ports, pools[0].region(), engine.workers)?;
         let ports = open_ports(&devices, &kernel);
+        fits(&config, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
         let snapshot = compile(&config, &kernel, &ports, &mut numbers)?;
         let (publisher, readers) = publish::channel(snapshot, workers);
@@ -313,18 +317,22 @@ fn complain<E: std::fmt::Display>(result: Result<(), E>) {
     }
 }
 
-/// Whether this machine has what the configuration names.
-fn fits(config: &Config, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
-    if let Some(port) = config.ports.iter().find(|port| kernel.link_named(&port.interface).is_none()) {
-        return Err(PortError::NoSuchInterface(port.interface.clone()).into());
+/// Whether this machine has the interfaces that the configuration names.
+fn has_ports(config: &Config, kernel: &Kernel) -> Result<(), RunError> {
+    match config.ports.iter().find(|port| kernel.link_named(&port.interface).is_none()) {
+        Some(port) => Err(PortError::NoSuchInterface(port.interface.clone()).into()),
+        None => Ok(()),
     }
+}
+
+/// Whether the configuration's local addresses go together with the machine's own.
+fn fits(config: &Config, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
     let conflicts = addresses::conflicts(config, kernel, ours, &addresses::kernel_ports());
     if conflicts.is_empty() { Ok(()) } else { Err(RunError::Machine(conflicts)) }
 }
 
 fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
-    let open = |(number, device): (usize, &Box<dyn Port>)| {
-        let caps = device.caps();
+    let open = |(number, caps): (usize, &PortCaps)| {
         tracing::info!(
             "port {}: {}, {} queues, MTU {}, {}",
             caps.name,
@@ -339,7 +347,7 @@ fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
             info: PortInfo { name: caps.name.clone(), mac: caps.mac },
         }
     };
-    devices.iter().enumerate().map(open).collect()
+    devices.iter().map(|device| device.caps()).enumerate().map(open).collect()
 }
 
 fn pipelines(config: &Config, readers: Vec<publish::Reader<Snapshot>>) -> Result<Vec<Pipeline>, RunError> {

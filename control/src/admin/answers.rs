@@ -6,7 +6,7 @@ use shunt_dataplane::counters::{Event, ServerField, drop_reason, event, server};
 use shunt_dataplane::server::ServerId;
 use shunt_dataplane::verdict::DropReason;
 use shunt_engine::PortId;
-use shunt_engine::port::{RxStats, TxStats};
+use shunt_engine::port::{PortCaps, RxStats, TxStats};
 use shunt_engine::report::{WorkerCounter, WorkerView};
 
 use super::view::{Counter, Counters, Port, Queue, Server, Service, Status, Traffic, Worker, Workers};
@@ -16,15 +16,12 @@ use crate::supervisor::Daemon;
 
 impl Daemon {
     pub(crate) fn status(&self) -> Status {
-        let port = |device: &Box<dyn shunt_engine::port::Port>| {
-            let caps = device.caps();
-            Port {
-                interface: caps.name.clone(),
-                kind: caps.kind.to_owned(),
-                mac: caps.mac.to_string(),
-                mtu: caps.mtu,
-                queues: caps.queues,
-            }
+        let port = |caps: &PortCaps| Port {
+            interface: caps.name.clone(),
+            kind: caps.kind.to_owned(),
+            mac: caps.mac.to_string(),
+            mtu: caps.mtu,
+            queues: caps.queues,
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -33,7 +30,7 @@ impl Daemon {
             file: self.file.display().to_string(),
             generation: self.publisher.in_force().0,
             workers: self.config.engine.workers,
-            ports: self.devices.iter().map(port).collect(),
+            ports: self.devices.iter().map(|device| port(device.caps())).collect(),
             services: self.config.services.iter().map(|service| self.service(service)).collect(),
         }
     }
