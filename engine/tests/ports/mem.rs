@@ -39,7 +39,7 @@ impl Harness for MemHarness {
     }
 
     fn send_oversize(&mut self) -> bool {
-        self.wire.send(&to_port(0, 4000))
+        self.wire.send(&to_port(0, usize::from(MTU) + 19))
     }
 
     fn jam(&mut self) -> bool {

@@ -80,7 +80,7 @@ impl Harness for PcapHarness {
     }
 
     fn send_oversize(&mut self) -> bool {
-        self.send(&[to_port(0, 4000)]);
+        self.send(&[to_port(0, usize::from(MTU) + 19)]);
         true
     }
 
