@@ -4,7 +4,7 @@ use shunt_engine::counters::Published;
 use shunt_engine::{Duration, Emit, Frame, Instant, Origin, WorkerId};
 
 use crate::classify::{FragmentKey, Fragmentation, Meta, Packet, Role};
-use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hit, State, Table, Ticks, View};
+use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hit, InsertError, State, Table, Ticks, View};
 use crate::counters::{self, Event, ServerField, WorkerCounters};
 use crate::home::Home;
 use crate::icmp::Quoted;
@@ -255,8 +255,10 @@ impl Flows {
             Ok(conn) => conn,
             Err(reason) => return Decision::Drop(reason),
         };
-        let Ok(id) = self.table.insert(conn, cx.ticks) else {
-            return Decision::Drop(DropReason::TableFull);
+        let id = match self.table.insert(conn, cx.ticks) {
+            Ok(id) => id,
+            Err(InsertError::Full) => return Decision::Drop(DropReason::TableFull),
+            Err(InsertError::Exists) => return Decision::Drop(DropReason::TupleTaken),
         };
         cx.counters.tenant(server.id);
         cx.counters.event(Event::ConnectionsOpened);

@@ -70,6 +70,7 @@ named! {
         NoServer = "no_server": "the service has no server to give",
         ServerGone = "server_gone": "the connection's server is no longer configured",
         TableFull = "table_full": "the connection table is full",
+        TupleTaken = "tuple_taken": "the server's answers could not be told from those of another connection (NAT: one client port, two VIPs, one server)",
         NoLocalPort = "no_local_port": "no local address and port is free towards the server",
         NoRoute = "no_route": "no route to the next hop",
         NoNeighbour = "no_neighbour": "the next hop's link address is not known (yet)",
