@@ -100,6 +100,75 @@ impl Default for RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forward::tests::{checksums_are_right, frame};
+    use crate::tuple::Address;
+    use crate::wire::builder::PacketBuilder;
+
+    const CLIENT: &str = "198.51.100.7:40000";
+    const VIP: &str = "203.0.113.10:80";
+
+    /// The packet that answers, if any does.
+    fn answer(packet: &PacketBuilder) -> Option<Vec<u8>> {
+        let (mut frame, mut pool) = frame(&[]);
+        let written = reset(&mut frame, &packet.build_ip());
+        let bytes = frame.data().to_vec();
+        pool.free(frame);
+        assert_eq!(written, !bytes.is_empty());
+        written.then_some(bytes)
+    }
+
+    fn v4(text: &str) -> V4 {
+        V4::from_ip(text.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_acknowledging_segment_is_reset_at_the_number_it_acknowledges() {
+        let segment = PacketBuilder::tcp(CLIENT, VIP).flags(flags::ACK | flags::PSH).seq(100).ack(7777);
+        let bytes = answer(&segment.payload(*b"GET /").tos(0x10)).unwrap();
+        let expected = PacketBuilder::tcp(VIP, CLIENT).flags(flags::RST).seq(7777).ack(0).window(0);
+        assert_eq!(bytes, expected.id(0).dont_fragment().tos(0x10).build_ip());
+    }
+
+    #[test]
+    fn another_segment_is_reset_with_all_of_it_acknowledged() {
+        for (bits, data, length) in
+            [(flags::SYN, 0, 1), (flags::SYN | flags::FIN, 0, 2), (flags::PSH, 5, 5), (flags::FIN, 3, 4)]
+        {
+            let segment = PacketBuilder::tcp(CLIENT, VIP).flags(bits).seq(u32::MAX).ack(7777);
+            let bytes = answer(&segment.payload(vec![1; data]).tcp_options(&[2, 4, 5, 0xb4])).unwrap();
+            let expected = PacketBuilder::tcp(VIP, CLIENT).flags(flags::RST | flags::ACK).window(0);
+            let expected = expected.seq(0).ack(u32::MAX.wrapping_add(length)).id(0).dont_fragment();
+            assert_eq!(bytes, expected.build_ip());
+            assert_eq!(checksums_are_right(&bytes), (true, true));
+        }
+    }
+
+    #[test]
+    fn a_reset_is_never_answered() {
+        for bits in [flags::RST, flags::RST | flags::ACK, flags::RST | flags::SYN] {
+            assert_eq!(answer(&PacketBuilder::tcp(CLIENT, VIP).flags(bits)), None);
+        }
+    }
+
+    #[test]
+    fn what_is_no_segment_from_a_host_is_not_answered() {
+        assert_eq!(answer(&PacketBuilder::udp(CLIENT, VIP).payload([0x50; 20])), None);
+        assert_eq!(answer(&PacketBuilder::tcp(CLIENT, VIP).fragment_offset(8)), None);
+        assert_eq!(answer(&PacketBuilder::raw("198.51.100.7", "203.0.113.10", 6).payload([0x50; 19])), None);
+        for source in ["0.0.0.0:1", "127.0.0.1:1", "224.0.0.18:1", "255.255.255.255:1"] {
+            assert_eq!(answer(&PacketBuilder::tcp(source, VIP)), None);
+        }
+    }
+
+    #[test]
+    fn hosts_are_what_rfc_1122_lets_send() {
+        for host in ["1.0.0.0", "10.0.0.1", "126.255.255.255", "128.0.0.1", "223.255.255.255"] {
+            assert!(is_host(v4(host)), "{host}");
+        }
+        for other in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"] {
+            assert!(!is_host(v4(other)), "{other}");
+        }
+    }
 
     #[test]
     fn a_burst_passes_and_then_one_per_millisecond() {
@@ -114,5 +183,16 @@ mod tests {
             })
             .sum();
         assert_eq!(passed, 1000);
+    }
+
+    #[test]
+    fn a_long_silence_earns_no_more_than_a_burst() {
+        let mut limit = RateLimit::new(10, 3);
+        for hour in 1..4u64 {
+            let now = Instant::ZERO + Duration::from_secs(3600 * hour);
+            assert_eq!((0..100).filter(|_| limit.allow(now)).count(), 3);
+            assert!(!limit.allow(now + Duration::from_millis(99)));
+            assert!(limit.allow(now + Duration::from_millis(100)));
+        }
     }
 }

@@ -142,3 +142,130 @@ impl Header {
         packet.fill_checksum();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::tests::frame;
+    use crate::wire::builder::PacketBuilder;
+    use proptest::prelude::*;
+
+    /// The fragments' bytes, each written to a frame.
+    fn cut(packet: &[u8], mtu: u16) -> Option<Vec<Vec<u8>>> {
+        let (empty, mut pool) = frame(&[]);
+        pool.free(empty);
+        let parts = fragments(packet, mtu)?;
+        Some(
+            parts
+                .map(|part| {
+                    let mut frame = pool.alloc().unwrap();
+                    assert!(part.write(&mut frame));
+                    assert_eq!(part.len(), frame.len());
+                    let bytes = frame.data().to_vec();
+                    pool.free(frame);
+                    bytes
+                })
+                .collect(),
+        )
+    }
+
+    /// Puts fragments back together by their offsets: offset of the first byte, the bytes, and whether more follow.
+    fn reassemble(parts: &[Vec<u8>]) -> (usize, Vec<u8>, bool) {
+        let start = usize::from(Packet::new_checked(&parts[0]).unwrap().fragment_offset());
+        let mut bytes = Vec::new();
+        for (number, part) in parts.iter().enumerate() {
+            let ip = Packet::new_checked(part).unwrap();
+            assert_eq!(usize::from(ip.fragment_offset()), start + bytes.len());
+            assert_eq!(usize::from(ip.total_len()), part.len());
+            assert!(ip.checksum_is_right());
+            if number + 1 < parts.len() {
+                assert!(ip.more_fragments() && ip.payload().len() % 8 == 0 && !ip.payload().is_empty());
+            }
+            bytes.extend(ip.payload());
+        }
+        let more = Packet::new_checked(parts.last().unwrap()).unwrap().more_fragments();
+        (start, bytes, more)
+    }
+
+    proptest! {
+        #[test]
+        fn fragments_fit_and_give_the_packet_back(
+            payload in prop::collection::vec(any::<u8>(), 1..1400), mtu in 68u16..1500,
+            offset in 0u16..4000, more: bool, options in 0usize..10,
+        ) {
+            let mut payload = payload;
+            if more {
+                payload.resize(payload.len().next_multiple_of(8), 0);
+            }
+            let packet = PacketBuilder::raw("192.0.2.1", "192.0.2.2", 17).fragment_offset(offset * 8).id(0xbeef);
+            let packet = packet.ip_options(&vec![1; options * 4]).payload(payload.clone()).tos(9).ttl(8);
+            let packet = if more { packet.more_fragments() } else { packet }.build_ip();
+            let parts = cut(&packet, mtu).unwrap();
+            prop_assert!(parts.iter().all(|part| part.len() <= usize::from(mtu)));
+            prop_assert_eq!(reassemble(&parts), (usize::from(offset) * 8, payload, more));
+            for part in &parts {
+                let ip = Packet::new_checked(part).unwrap();
+                prop_assert_eq!((ip.id(), ip.tos(), ip.ttl(), ip.protocol()), (0xbeef, 9, 8, 17));
+            }
+            prop_assert!(packet.len() > usize::from(mtu) || parts == [packet]);
+        }
+
+        #[test]
+        fn any_bytes_are_cut_or_refused_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..200), mtu: u16, sane: bool,
+        ) {
+            let mut bytes = bytes;
+            if sane && bytes.len() > 20 {
+                let len = (bytes.len() as u16).to_be_bytes();
+                bytes[0] = 0x40 | (bytes[0] & 15);
+                bytes[2..4].copy_from_slice(&len);
+            }
+            if let Some(parts) = cut(&bytes, mtu) {
+                prop_assert!(parts.iter().all(|part| part.len() <= usize::from(mtu)));
+            }
+        }
+    }
+
+    #[test]
+    fn options_with_the_copied_flag_are_in_every_fragment_and_others_in_the_first() {
+        // Record route (not copied), router alert (copied), no operation, strict source route (copied).
+        let options = [7, 3, 4, 0x94, 4, 0, 0, 1, 0x89, 3, 4];
+        let packet = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").ip_options(&options);
+        let parts = cut(&packet.payload([1; 100]).build_ip(), 68).unwrap();
+        let seen: Vec<_> =
+            parts.iter().map(|part| Packet::new_checked(part).unwrap().options().to_vec()).collect();
+        assert_eq!(seen[0], [7, 3, 4, 0x94, 4, 0, 0, 1, 0x89, 3, 4, 0]);
+        assert!(seen.len() > 2);
+        assert!(seen[1..].iter().all(|options| options == &[0x94, 4, 0, 0, 0x89, 3, 4, 0]));
+    }
+
+    #[test]
+    fn options_whose_lengths_lie_end_there() {
+        for options in [[0x94, 0, 1, 1], [0x94, 1, 1, 1], [0x94, 5, 1, 1], [1, 1, 1, 0x94]] {
+            let packet = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").ip_options(&options);
+            let parts = cut(&packet.payload([1; 100]).build_ip(), 68).unwrap();
+            assert!(Packet::new_checked(&parts[1]).unwrap().options().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_must_not_or_cannot_be_cut_is_refused() {
+        let packet = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").payload([1; 100]);
+        assert!(cut(&packet.clone().dont_fragment().build_ip(), 68).is_none());
+        assert!(cut(&packet.build_ip(), 27).is_none());
+        assert!(cut(&packet.build_ip(), 0).is_none());
+        assert_eq!(cut(&packet.build_ip(), 28).unwrap().len(), 14);
+        let last = PacketBuilder::raw("192.0.2.1", "192.0.2.2", 17).payload([1; 100]).fragment_offset(65_528);
+        assert!(cut(&last.build_ip(), 68).is_none(), "an offset beyond 65535");
+        assert!(cut(b"no packet", 68).is_none());
+    }
+
+    #[test]
+    fn a_part_that_does_not_fit_its_frame_says_so() {
+        let packet = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").payload(vec![1; 4000]).build_ip();
+        let (mut frame, mut pool) = frame(&[]);
+        assert!(!fragments(&packet, 4000).unwrap().next().unwrap().write(&mut frame));
+        assert!(frame.is_empty());
+        pool.free(frame);
+    }
+}

@@ -32,3 +32,48 @@ pub fn encapsulate(frame: &mut Frame, l2_len: usize, src: V4, dst: V4, id: u16) 
     frame.data_mut()[..HEADER_LEN].copy_from_slice(&outer);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::tests::{checksums_are_right, frame};
+    use crate::wire::builder::PacketBuilder;
+
+    const SRC: V4 = V4(0x0a00_0001);
+    const DST: V4 = V4(0x0a00_000b);
+
+    #[test]
+    fn the_packet_travels_whole_inside_another_without_link_header_and_padding() {
+        let packet = PacketBuilder::tcp("198.51.100.7:40000", "203.0.113.10:80").ttl(33).tos(0x2e);
+        for packet in [packet.clone(), packet.clone().dont_fragment(), packet.vlan(5)] {
+            let inner = packet.build_ip();
+            let bytes = packet.padded().build();
+            let l2_len = if bytes[12] == 0x81 { 18 } else { 14 };
+            assert_eq!(bytes.len(), 60, "the frame has padding");
+            let (mut frame, mut pool) = frame(&bytes);
+            encapsulate(&mut frame, l2_len, SRC, DST, 77).unwrap();
+            let outer = Packet::new_checked(frame.data()).unwrap();
+            assert_eq!(outer.payload(), inner);
+            let whole = Packet::new_checked(&inner).unwrap();
+            assert_eq!((outer.src(), outer.dst(), outer.id()), (SRC, DST, 77));
+            assert_eq!((outer.ttl(), outer.tos()), (33, 0x2e));
+            assert_eq!(outer.flags_offset(), whole.flags_offset());
+            assert_eq!(usize::from(outer.total_len()), frame.len());
+            assert!(outer.checksum_is_right());
+            assert_eq!(checksums_are_right(outer.payload()), (true, true));
+            pool.free(frame);
+        }
+    }
+
+    #[test]
+    fn what_is_no_packet_is_refused_and_unchanged() {
+        let mut bytes = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").build();
+        bytes[14] = 0x65;
+        let (mut frame, mut pool) = frame(&bytes);
+        for l2_len in [14, 30, 4000] {
+            assert_eq!(encapsulate(&mut frame, l2_len, SRC, DST, 0), Err(NoHeadroom));
+        }
+        assert_eq!(frame.data(), bytes);
+        pool.free(frame);
+    }
+}

@@ -109,3 +109,57 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         Ok(Self { bytes })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SENDER: (MacAddr, V4) = (MacAddr([2, 0, 0, 0, 0, 1]), V4(0x0a00_0001));
+    const TARGET: (MacAddr, V4) = (MacAddr([0; 6]), V4(0x0a00_0002));
+    #[rustfmt::skip]
+    const BYTES: [u8; LEN] = [
+        0, 1, 8, 0, 6, 4, 0, 1,
+        2, 0, 0, 0, 0, 1, 10, 0, 0, 1,
+        0, 0, 0, 0, 0, 0, 10, 0, 0, 2,
+    ];
+
+    #[test]
+    fn deconstruct() {
+        let packet = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!(packet.operation(), operation::REQUEST);
+        assert_eq!((packet.sender_mac(), packet.sender()), SENDER);
+        assert_eq!((packet.target_mac(), packet.target()), TARGET);
+    }
+
+    #[test]
+    fn construct() {
+        let packet = Packet::write([0xff; LEN], operation::REQUEST, SENDER, TARGET).unwrap();
+        assert_eq!(packet.bytes, BYTES);
+    }
+
+    #[test]
+    fn other_address_types_are_refused() {
+        for at in 0..6 {
+            let mut bytes = BYTES;
+            bytes[at] ^= 0x40;
+            assert_eq!(Packet::new_checked(bytes).unwrap_err(), WireError::Version);
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..LEN).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+            let mut room = vec![0; len];
+            let written = Packet::write(&mut room[..], operation::REPLY, SENDER, TARGET);
+            assert_eq!(written.unwrap_err(), WireError::Truncated);
+        });
+    }
+
+    #[test]
+    fn ethernet_padding_behind_a_packet_is_no_obstacle() {
+        let mut padded = BYTES.to_vec();
+        padded.resize(46, 0);
+        assert!(Packet::new_checked(padded).is_ok());
+    }
+}

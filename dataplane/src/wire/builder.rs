@@ -441,3 +441,184 @@ fn padded_options(options: &[u8]) -> Vec<u8> {
     assert!(padded.len() <= 40, "options take at most 40 bytes");
     padded
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice, VlanSlice};
+    use proptest::prelude::*;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Kind {
+        Tcp,
+        Udp,
+        Icmp,
+    }
+
+    prop_compose! {
+        fn frames()(
+            kind in prop_oneof![Just(Kind::Tcp), Just(Kind::Udp), Just(Kind::Icmp)],
+            v6 in any::<bool>(),
+            (src, dst, src_port, dst_port) in any::<(u32, u32, u16, u16)>(),
+            vid in prop::option::of(0u16..4096),
+            (tos, ttl, id) in any::<(u8, u8, u16)>(),
+            options in prop::collection::vec(1u8..=1, 0..40),
+            payload in prop::collection::vec(any::<u8>(), 0..600),
+            (seq, ack, flags) in any::<(u32, u32, u8)>(),
+        ) -> PacketBuilder {
+            let socket = |bits: u32, port| match v6 {
+                true => Endpoint::new(V6([0x2001_0db8, 0, 1, bits]), port).socket(),
+                false => Endpoint::new(V4(bits), port).socket(),
+            };
+            let (src, dst) = (socket(src, src_port), socket(dst, dst_port));
+            let packet = match kind {
+                Kind::Tcp => PacketBuilder::tcp(src, dst).seq(seq).ack(ack).flags(flags).tcp_options(&options),
+                Kind::Icmp if !v6 => {
+                    PacketBuilder::icmp(&src.ip().to_string(), &dst.ip().to_string(), 8, 0).icmp_rest(seq)
+                }
+                Kind::Udp | Kind::Icmp => PacketBuilder::udp(src, dst),
+            };
+            let packet = if v6 { packet } else { packet.ip_options(&options).id(id) };
+            let packet = packet.tos(tos).ttl(ttl).payload(payload);
+            vid.map_or(packet.clone(), |vid| packet.vlan(vid))
+        }
+    }
+
+    /// The transport checksum field of `bytes`, and what etherparse computes for it.
+    fn checksums(slice: &TransportSlice<'_>, net: &NetSlice<'_>) -> (u16, u16) {
+        let (v4, v6) = match net {
+            NetSlice::Ipv4(ip) => (Some((ip.header().source(), ip.header().destination())), None),
+            NetSlice::Ipv6(ip) => (None, Some((ip.header().source(), ip.header().destination()))),
+            NetSlice::Arp(_) => unreachable!(),
+        };
+        match slice {
+            TransportSlice::Tcp(tcp) => {
+                let header = tcp.to_header();
+                let right = match (v4, v6) {
+                    (Some((src, dst)), _) => header.calc_checksum_ipv4_raw(src, dst, tcp.payload()),
+                    (_, Some((src, dst))) => header.calc_checksum_ipv6_raw(src, dst, tcp.payload()),
+                    _ => unreachable!(),
+                };
+                (tcp.checksum(), right.unwrap())
+            }
+            TransportSlice::Udp(udp) => {
+                let header = udp.to_header();
+                let right = match (v4, v6) {
+                    (Some((src, dst)), _) => header.calc_checksum_ipv4_raw(src, dst, udp.payload()),
+                    (_, Some((src, dst))) => header.calc_checksum_ipv6_raw(src, dst, udp.payload()),
+                    _ => unreachable!(),
+                };
+                (udp.checksum(), right.unwrap())
+            }
+            TransportSlice::Icmpv4(icmp) => {
+                (icmp.checksum(), icmp.header().icmp_type.calc_checksum(icmp.payload()))
+            }
+            TransportSlice::Icmpv6(_) | TransportSlice::Igmp(_) => unreachable!(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn etherparse_reads_what_was_asked_for_and_agrees_about_checksums(packet in frames()) {
+            let frame = packet.build();
+            let sliced = SlicedPacket::from_ethernet(&frame).unwrap();
+            prop_assert_eq!(sliced.vlan().map(|vlan| match vlan {
+                VlanSlice::SingleVlan(tag) => tag.vlan_identifier().value(),
+                VlanSlice::DoubleVlan(_) => unreachable!(),
+            }), packet.vid);
+            let net = sliced.net.unwrap();
+            match &net {
+                NetSlice::Ipv4(ip) => {
+                    let header = ip.header();
+                    prop_assert_eq!(IpAddr::V4(header.source_addr()), packet.src.ip());
+                    prop_assert_eq!(IpAddr::V4(header.destination_addr()), packet.dst.ip());
+                    prop_assert_eq!((header.ttl(), header.identification()), (packet.ip.ttl, packet.ip.id));
+                    prop_assert_eq!(header.options(), &packet.ip.options[..]);
+                    prop_assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
+                }
+                NetSlice::Ipv6(ip) => {
+                    let header = ip.header();
+                    prop_assert_eq!(IpAddr::V6(header.source_addr()), packet.src.ip());
+                    prop_assert_eq!(IpAddr::V6(header.destination_addr()), packet.dst.ip());
+                    prop_assert_eq!((header.hop_limit(), header.traffic_class()), (packet.ip.ttl, packet.ip.tos));
+                }
+                NetSlice::Arp(_) => prop_assert!(false),
+            }
+            let transport = sliced.transport.unwrap();
+            let (is, right) = checksums(&transport, &net);
+            prop_assert_eq!(is, right);
+            match (&transport, &packet.transport) {
+                (TransportSlice::Tcp(tcp), Transport::Tcp { seq, ack, options, .. }) => {
+                    prop_assert_eq!((tcp.source_port(), tcp.destination_port()), (packet.src.port(), packet.dst.port()));
+                    prop_assert_eq!((tcp.sequence_number(), tcp.acknowledgment_number()), (*seq, *ack));
+                    prop_assert_eq!((tcp.options(), tcp.payload()), (&options[..], &packet.payload[..]));
+                }
+                (TransportSlice::Udp(udp), Transport::Udp { .. }) => {
+                    prop_assert_eq!((udp.source_port(), udp.destination_port()), (packet.src.port(), packet.dst.port()));
+                    prop_assert_eq!(udp.payload(), &packet.payload[..]);
+                }
+                (TransportSlice::Icmpv4(icmp), Transport::Icmp { .. }) => {
+                    prop_assert_eq!(icmp.payload(), &packet.payload[..]);
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+
+        #[test]
+        fn our_own_views_read_what_was_asked_for(packet in frames()) {
+            let bytes = packet.build_ip();
+            match (V4::from_ip(packet.src.ip()), V4::from_ip(packet.dst.ip())) {
+                (Some(src), Some(dst)) => {
+                    let ip = ipv4::Packet::new_checked(&bytes).unwrap();
+                    prop_assert_eq!((ip.src(), ip.dst(), ip.tos(), ip.ttl()), (src, dst, packet.ip.tos, packet.ip.ttl));
+                    prop_assert!(ip.checksum_is_right());
+                    prop_assert!(transport_is_right(&packet, ip.payload(), src, dst));
+                }
+                _ => {
+                    let ip = ipv6::Packet::new_checked(&bytes).unwrap();
+                    prop_assert!(transport_is_right(&packet, ip.payload(), ip.src(), ip.dst()));
+                }
+            }
+        }
+    }
+
+    fn transport_is_right<A: Family>(packet: &PacketBuilder, bytes: &[u8], src: A, dst: A) -> bool {
+        match packet.transport {
+            Transport::Tcp { .. } => {
+                let segment = tcp::Packet::new_checked(bytes).unwrap();
+                segment.payload() == packet.payload && segment.checksum_is_right(src, dst)
+            }
+            Transport::Udp { .. } => {
+                let datagram = udp::Packet::new_checked(bytes).unwrap();
+                datagram.payload() == packet.payload && datagram.checksum_is_right(src, dst)
+            }
+            Transport::Icmp { .. } => icmpv4::Packet::new_checked(bytes).unwrap().checksum_is_right(),
+            Transport::Raw { .. } => true,
+        }
+    }
+
+    #[test]
+    fn lies_are_told_when_asked_for() {
+        let packet = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").payload(*b"x");
+        let bytes = packet.total_len(77).ip_checksum(0xdead).l4_checksum(0).udp_length(5).build_ip();
+        let ip = ipv4::Packet::new_header(&bytes).unwrap();
+        assert_eq!((ip.total_len(), ip.checksum(), &bytes[24..28]), (77, 0xdead, &[0, 5, 0, 0][..]));
+    }
+
+    #[test]
+    fn a_padded_frame_has_the_minimum_length_and_its_packet_its_own() {
+        let frame = PacketBuilder::tcp("192.0.2.1:1", "192.0.2.2:2").padded().build();
+        assert_eq!(frame.len(), 60);
+        assert_eq!(ipv4::Packet::new_checked(&frame[14..]).unwrap().total_len(), 40);
+    }
+
+    #[test]
+    fn a_fragment_is_built_from_its_offset_and_flag() {
+        let bytes = PacketBuilder::raw("192.0.2.1", "192.0.2.2", 17)
+            .fragment_offset(1480)
+            .more_fragments()
+            .build_ip();
+        let ip = ipv4::Packet::new_checked(&bytes).unwrap();
+        assert_eq!((ip.fragment_offset(), ip.more_fragments(), ip.protocol()), (1480, true, 17));
+    }
+}

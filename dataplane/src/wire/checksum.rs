@@ -121,3 +121,98 @@ const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tuple::{V4, V6};
+    use proptest::prelude::*;
+
+    /// RFC 1071 as it is written: 16-bit words, one carry at a time.
+    fn naive(bytes: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for word in bytes.chunks(2) {
+            sum += u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071_sums_to_ddf2() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(Sum::default().bytes(&bytes).fold(), 0xddf2);
+        assert_eq!(of(&bytes), !0xddf2);
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624_gives_zero_and_not_ffff() {
+        // §4: HC = 0xdd2f, m = 0x5555, m' = 0x3285.
+        assert_eq!(Delta::default().word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    #[test]
+    fn a_missing_udp_checksum_stays_missing_and_a_computed_zero_is_written_as_ones() {
+        let delta = Delta::default().word(0x5555, 0x3285);
+        assert_eq!(delta.apply_udp(0), 0);
+        assert_eq!(delta.apply_udp(0xdd2f), 0xffff);
+    }
+
+    proptest! {
+        #[test]
+        fn sums_agree_with_the_naive_one(bytes in prop::collection::vec(any::<u8>(), 0..1600)) {
+            prop_assert_eq!(of(&bytes), naive(&bytes));
+        }
+
+        #[test]
+        fn sums_of_parts_add_up(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0usize..150) {
+            let (left, right) = bytes.split_at((cut * 2).min(bytes.len() & !1));
+            prop_assert_eq!(Sum::default().bytes(left).bytes(right).checksum(), of(&bytes));
+        }
+
+        #[test]
+        fn edits_followed_step_by_step_equal_a_new_sum(
+            mut bytes in prop::collection::vec(any::<u8>(), 64),
+            edits in prop::collection::vec((0usize..22, any::<[u32; 4]>(), 0u8..3), 1..12),
+        ) {
+            // A version nibble, as real headers have: only all-zero bytes have two checksums.
+            bytes[0] |= 0x40;
+            let before = of(&bytes);
+            let mut delta = Delta::default();
+            for (word, value, kind) in edits {
+                let at = 2 + 2 * word;
+                match kind {
+                    0 => {
+                        delta = delta.word(crate::wire::get_u16(&bytes, at), value[0] as u16);
+                        put(&mut bytes, at, &(value[0] as u16).to_be_bytes());
+                    }
+                    1 => {
+                        let new = V4(value[0]);
+                        delta = delta.address(V4::get(&bytes, at), new);
+                        new.put(&mut bytes, at);
+                    }
+                    _ => {
+                        let new = V6(value);
+                        delta = delta.address(V6::get(&bytes, at), new);
+                        new.put(&mut bytes, at);
+                    }
+                }
+            }
+            prop_assert_eq!(delta.apply(before), of(&bytes));
+        }
+
+        #[test]
+        fn a_wrong_checksum_stays_wrong_by_as_much(right: u16, error in 1u16..0xffff, old: u16, new: u16) {
+            let delta = Delta::default().word(old, new);
+            let wrong = fold(u64::from(right) + u64::from(error));
+            let off = fold(u64::from(delta.apply(right)) + u64::from(error));
+            // 0 and 0xffff are the same number.
+            prop_assert_eq!(delta.apply(wrong) % 0xffff, off % 0xffff);
+            prop_assert_ne!(delta.apply(wrong) % 0xffff, delta.apply(right) % 0xffff);
+        }
+    }
+
+    fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+        bytes[at..at + value.len()].copy_from_slice(value);
+    }
+}

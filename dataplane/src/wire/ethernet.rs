@@ -105,3 +105,41 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
 pub(super) fn mac(bytes: &[u8], at: usize) -> MacAddr {
     MacAddr([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[at + 4], bytes[at + 5]])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: [u8; 16] = [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb, 0x08, 0x00, 0x45, 0x00];
+
+    #[test]
+    fn deconstruct() {
+        let packet = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!(packet.destination(), MacAddr([2, 0, 0, 0, 0, 0xaa]));
+        assert_eq!(packet.source(), MacAddr([2, 0, 0, 0, 0, 0xbb]));
+        assert_eq!(packet.ethertype(), ethertype::IPV4);
+        assert_eq!(packet.payload(), [0x45, 0x00]);
+    }
+
+    #[test]
+    fn construct() {
+        let mut packet = Packet::new_checked([0xff; 16]).unwrap();
+        packet.set_destination(MacAddr([2, 0, 0, 0, 0, 0xaa]));
+        packet.set_source(MacAddr([2, 0, 0, 0, 0, 0xbb]));
+        packet.set_ethertype(ethertype::IPV4);
+        packet.payload_mut().copy_from_slice(&[0x45, 0x00]);
+        assert_eq!(packet.bytes, BYTES);
+    }
+
+    #[test]
+    fn a_frame_without_payload_is_one() {
+        assert!(Packet::new_checked(&BYTES[..14]).unwrap().payload().is_empty());
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..14).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+        });
+    }
+}

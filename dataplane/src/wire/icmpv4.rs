@@ -134,3 +134,52 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         put_u16(self.bytes.as_mut(), CHECKSUM, value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An echo, as ping sends it.
+    const BYTES: [u8; 10] = [8, 0, 0x8d, 0x94, 0x00, 0x01, 0x00, 0x02, b'j', b'h'];
+
+    #[test]
+    fn deconstruct() {
+        let message = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!((message.kind(), message.code()), (kind::ECHO, 0));
+        assert_eq!((message.rest(), message.payload()), (0x0001_0002, &b"jh"[..]));
+        assert_eq!((message.checksum(), message.checksum_is_right()), (0x8d94, true));
+    }
+
+    #[test]
+    fn construct() {
+        let mut bytes = [0xff; 10];
+        bytes[8..].copy_from_slice(b"jh");
+        let mut message = Packet::new_checked(&mut bytes).unwrap();
+        message.set_kind(kind::ECHO, 0);
+        message.set_rest(0x0001_0002);
+        message.fill_checksum();
+        assert_eq!(bytes, BYTES);
+    }
+
+    #[test]
+    fn the_errors_of_rfc_792_are_errors_and_queries_are_not() {
+        let errors: Vec<u8> = (0..=255).filter(|&kind| is_error(kind)).collect();
+        assert_eq!(errors, [3, 4, 5, 11, 12]);
+    }
+
+    #[test]
+    fn a_single_wrong_bit_is_a_wrong_checksum() {
+        for bit in 0..80 {
+            let mut bytes = BYTES;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(!Packet::new_checked(&bytes).unwrap().checksum_is_right());
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..8).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+        });
+    }
+}

@@ -47,3 +47,48 @@ pub fn inner<T: AsRef<[u8]>>(outer: &Packet<T>) -> Result<Packet<&[u8]>, WireErr
     }
     Packet::new_checked(outer.payload())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::builder::PacketBuilder;
+    use crate::wire::ipv4::{DONT_FRAGMENT, MORE_FRAGMENTS};
+
+    fn wrapped() -> Vec<u8> {
+        let packet = PacketBuilder::udp("198.51.100.7:40000", "203.0.113.10:53").tos(0x2e).ttl(17);
+        let packet = packet.dont_fragment().payload(*b"query").build_ip();
+        let outer = outer(&Packet::new_checked(&packet).unwrap(), V4(1), V4(2), 99);
+        [&outer.emit()[..], &packet].concat()
+    }
+
+    #[test]
+    fn the_outer_header_takes_after_the_inner_one() {
+        let bytes = wrapped();
+        let packet = Packet::new_checked(&bytes).unwrap();
+        assert_eq!((packet.src(), packet.dst(), packet.id()), (V4(1), V4(2), 99));
+        assert_eq!((packet.tos(), packet.ttl(), packet.flags_offset()), (0x2e, 17, DONT_FRAGMENT));
+        assert_eq!((packet.protocol(), packet.total_len()), (4, 20 + 20 + 8 + 5));
+        assert!(packet.checksum_is_right());
+    }
+
+    #[test]
+    fn the_inner_packet_comes_out_as_it_went_in() {
+        let bytes = wrapped();
+        let outer = Packet::new_checked(&bytes).unwrap();
+        let inner = inner(&outer).unwrap();
+        assert_eq!((inner.protocol(), inner.payload().len()), (17, 13));
+    }
+
+    #[test]
+    fn what_is_no_tunnel_packet_has_no_inner_one() {
+        let refuse = |at: usize, value: u8| {
+            let mut bytes = wrapped();
+            bytes[at] = value;
+            inner(&Packet::new_header(&bytes).unwrap()).map(|_| ()).unwrap_err()
+        };
+        assert_eq!(refuse(9, 17), WireError::Version);
+        assert_eq!(refuse(6, (MORE_FRAGMENTS >> 8) as u8), WireError::Length);
+        assert_eq!(refuse(20, 0x65), WireError::Version);
+        assert_eq!(refuse(3, 30), WireError::Truncated);
+    }
+}

@@ -307,3 +307,104 @@ impl<T: AsRef<[u8]>> std::fmt::Display for Packet<T> {
         write!(out, "{src:?} > {dst:?} proto {protocol} ttl {} len {}", self.ttl(), self.total_len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One option (router alert), two bytes of payload, one of padding behind the packet.
+    #[rustfmt::skip]
+    const BYTES: [u8; 27] = [
+        0x46, 0x2e, 0x00, 0x1a, 0x12, 0x34, 0x60, 0x03, 0x40, 0x11, 0x0d, 0x24,
+        198, 51, 100, 7, 203, 0, 113, 10,
+        0x94, 0x04, 0x00, 0x00,
+        0xab, 0xcd, 0x00,
+    ];
+
+    #[test]
+    fn deconstruct() {
+        let packet = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!((packet.header_len(), packet.tos(), packet.total_len()), (24, 0x2e, 26));
+        assert_eq!((packet.id(), packet.flags_offset(), packet.fragment_offset()), (0x1234, 0x6003, 24));
+        assert!(packet.dont_fragment() && packet.more_fragments());
+        assert_eq!((packet.ttl(), packet.protocol()), (64, 17));
+        assert_eq!((packet.src(), packet.dst()), (V4(0xc633_6407), V4(0xcb00_710a)));
+        assert_eq!((packet.options(), packet.payload()), (&BYTES[20..24], &BYTES[24..26]));
+        assert_eq!((packet.checksum(), packet.checksum_is_right()), (0x0d24, true));
+    }
+
+    #[test]
+    fn construct() {
+        let mut bytes = BYTES;
+        bytes[1..20].fill(0);
+        bytes[24..26].fill(0);
+        let mut packet = Packet::new_header(&mut bytes).unwrap();
+        packet.set_tos(0x2e);
+        packet.set_total_len(26);
+        packet.set_id(0x1234);
+        packet.set_flags_offset(DONT_FRAGMENT | MORE_FRAGMENTS | 3);
+        packet.set_ttl(64);
+        packet.set_protocol(17);
+        packet.set_src(V4(0xc633_6407));
+        packet.set_dst(V4(0xcb00_710a));
+        packet.fill_checksum();
+        packet.payload_mut().copy_from_slice(&[0xab, 0xcd]);
+        assert_eq!(bytes, BYTES);
+    }
+
+    #[test]
+    fn a_header_of_our_own_is_whole_and_right() {
+        let repr = Repr {
+            tos: 0x10,
+            payload_len: 5,
+            id: 7,
+            dont_fragment: true,
+            ttl: 3,
+            protocol: 6,
+            src: V4(1),
+            dst: V4(2),
+        };
+        let bytes = [&repr.emit()[..], b"hello"].concat();
+        let packet = Packet::new_checked(&bytes).unwrap();
+        assert_eq!((packet.tos(), packet.id(), packet.ttl(), packet.protocol()), (0x10, 7, 3, 6));
+        assert_eq!((packet.flags_offset(), packet.payload()), (DONT_FRAGMENT, &b"hello"[..]));
+        assert_eq!((packet.src(), packet.dst(), packet.checksum_is_right()), (V4(1), V4(2), true));
+        assert_eq!(packet.to_string(), "0.0.0.1 > 0.0.0.2 proto 6 ttl 3 len 25");
+    }
+
+    #[test]
+    fn a_single_wrong_bit_is_a_wrong_checksum() {
+        for bit in 0..24 * 8 {
+            let mut bytes = BYTES;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            // A changed version or length is refused before.
+            if let Ok(packet) = Packet::new_checked(&bytes) {
+                assert!(!packet.checksum_is_right(), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..24).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+        });
+        let with = |at: usize, value: u8| {
+            let mut bytes = BYTES;
+            bytes[at] = value;
+            Packet::new_checked(bytes).unwrap_err()
+        };
+        assert_eq!(with(0, 0x44), WireError::Length);
+        assert_eq!(with(0, 0x4f), WireError::Truncated);
+        assert_eq!(with(0, 0x66), WireError::Version);
+        assert_eq!(with(3, 23), WireError::Length);
+        assert_eq!(with(3, 28), WireError::Length);
+    }
+
+    #[test]
+    fn a_quoted_header_may_be_cut_off_behind_itself() {
+        let packet = Packet::new_header(&BYTES[..25]).unwrap();
+        assert_eq!(packet.payload(), [0xab]);
+        assert!(Packet::new_header(&BYTES[..24]).unwrap().payload().is_empty());
+    }
+}

@@ -140,3 +140,59 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         address.put(self.bytes.as_mut(), 24);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SRC: V6 = V6([0x2001_0db8, 0, 0, 7]);
+    const DST: V6 = V6([0x2001_0db8, 0, 0, 10]);
+
+    fn bytes() -> Vec<u8> {
+        let mut bytes = vec![0x62, 0xe1, 0x23, 0x45, 0, 2, 17, 64];
+        bytes.extend([0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+        bytes.extend([0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10]);
+        bytes.extend([0xab, 0xcd, 0]);
+        bytes
+    }
+
+    #[test]
+    fn deconstruct() {
+        let bytes = bytes();
+        let packet = Packet::new_checked(&bytes).unwrap();
+        assert_eq!((packet.traffic_class(), packet.flow_label()), (0x2e, 0x12345));
+        assert_eq!((packet.payload_len(), packet.next_header(), packet.hop_limit()), (2, 17, 64));
+        assert_eq!((packet.src(), packet.dst(), packet.payload()), (SRC, DST, &[0xab, 0xcd][..]));
+    }
+
+    #[test]
+    fn construct() {
+        let mut written = vec![0; 43];
+        written[0] = 0x60;
+        written[40..42].copy_from_slice(&[0xab, 0xcd]);
+        let mut packet = Packet::new_checked(&mut written).unwrap();
+        packet.set_class_and_label(0x2e, 0x12345);
+        packet.set_payload_len(2);
+        packet.set_next_header(17);
+        packet.set_hop_limit(64);
+        packet.set_src(SRC);
+        packet.set_dst(DST);
+        assert_eq!(written, bytes());
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        let bytes = bytes();
+        (0..40).for_each(|len| {
+            assert_eq!(Packet::new_checked(&bytes[..len]).unwrap_err(), WireError::Truncated);
+        });
+        assert_eq!(Packet::new_checked(&bytes[..41]).unwrap_err(), WireError::Length);
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let mut bytes = bytes();
+        bytes[0] = 0x45;
+        assert_eq!(Packet::new_checked(&bytes).unwrap_err(), WireError::Version);
+    }
+}

@@ -205,3 +205,78 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         self.set_checksum(value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tuple::V4;
+
+    const SRC: V4 = V4(0xc633_6407);
+    const DST: V4 = V4(0xcb00_710a);
+    /// A SYN with one option (MSS 1460) and two bytes of data.
+    #[rustfmt::skip]
+    const BYTES: [u8; 26] = [
+        0x9c, 0x40, 0x00, 0x50, 0, 0, 0x03, 0xe8, 0, 0, 0x07, 0xd0,
+        0x60, 0x02, 0xff, 0xff, 0x21, 0x2d, 0, 0,
+        2, 4, 0x05, 0xb4,
+        b'h', b'i',
+    ];
+
+    #[test]
+    fn deconstruct() {
+        let segment = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!((segment.src_port(), segment.dst_port()), (40_000, 80));
+        assert_eq!((segment.seq(), segment.ack(), segment.window()), (1000, 2000, 65_535));
+        assert_eq!((segment.header_len(), segment.flags()), (24, flags::SYN));
+        assert_eq!((segment.options(), segment.payload()), (&BYTES[20..24], &b"hi"[..]));
+        assert_eq!((segment.checksum(), segment.checksum_is_right(SRC, DST)), (0x212d, true));
+    }
+
+    #[test]
+    fn construct() {
+        let mut bytes = BYTES;
+        let mut segment = Packet::write(&mut bytes[..]).unwrap();
+        segment.set_src_port(40_000);
+        segment.set_dst_port(80);
+        segment.set_seq(1000);
+        segment.set_ack(2000);
+        segment.set_flags(flags::SYN);
+        segment.set_window(65_535);
+        // `write` makes a header without options; this one has some.
+        bytes[12] = 6 << 4;
+        Packet::new_checked(&mut bytes).unwrap().fill_checksum(SRC, DST);
+        assert_eq!(bytes, BYTES);
+    }
+
+    #[test]
+    fn syn_and_fin_take_a_sequence_number_each() {
+        let len = |bits| {
+            let mut bytes = BYTES;
+            bytes[13] = bits;
+            Packet::new_checked(&bytes).unwrap().segment_len()
+        };
+        assert_eq!((len(flags::ACK), len(flags::SYN), len(flags::SYN | flags::FIN)), (2, 3, 4));
+    }
+
+    #[test]
+    fn a_single_wrong_bit_is_a_wrong_checksum() {
+        for bit in (0..26 * 8).filter(|bit| bit / 8 != 12) {
+            let mut bytes = BYTES;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(!Packet::new_checked(&bytes).unwrap().checksum_is_right(SRC, DST), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..24).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+        });
+        for (offset, error) in [(0x40, WireError::Length), (0xf0, WireError::Truncated)] {
+            let mut bytes = BYTES;
+            bytes[12] = offset;
+            assert_eq!(Packet::new_checked(&bytes).unwrap_err(), error);
+        }
+        assert_eq!(Packet::write([0; 19]).unwrap_err(), WireError::Truncated);
+    }
+}

@@ -116,3 +116,75 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         self.set_checksum(value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tuple::V4;
+
+    const SRC: V4 = V4(0xc633_6407);
+    const DST: V4 = V4(0xcb00_710a);
+    /// Two bytes of data, and one behind the datagram.
+    const BYTES: [u8; 11] = [0x9c, 0x40, 0x00, 0x35, 0x00, 0x0a, 0x94, 0xb5, b'h', b'i', 0xee];
+
+    #[test]
+    fn deconstruct() {
+        let datagram = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!((datagram.src_port(), datagram.dst_port()), (40_000, 53));
+        assert_eq!((datagram.length(), datagram.payload()), (10, &b"hi"[..]));
+        assert_eq!((datagram.checksum(), datagram.checksum_is_right(SRC, DST)), (0x94b5, true));
+    }
+
+    #[test]
+    fn construct() {
+        let mut bytes = [0, 0, 0, 0, 0, 8, 0, 0, b'h', b'i', 0xee];
+        let mut datagram = Packet::new_checked(&mut bytes).unwrap();
+        datagram.set_src_port(40_000);
+        datagram.set_dst_port(53);
+        datagram.set_length(10);
+        datagram.fill_checksum(SRC, DST);
+        assert_eq!(bytes, BYTES);
+    }
+
+    #[test]
+    fn no_checksum_is_a_right_one() {
+        let mut bytes = BYTES;
+        Packet::new_checked(&mut bytes).unwrap().set_checksum(0);
+        assert!(Packet::new_checked(&bytes).unwrap().checksum_is_right(SRC, DST));
+        Packet::new_checked(&mut bytes).unwrap().set_checksum(1);
+        assert!(!Packet::new_checked(&bytes).unwrap().checksum_is_right(SRC, DST));
+    }
+
+    #[test]
+    fn a_checksum_that_comes_out_as_zero_is_written_as_ones() {
+        // Data that makes the sum 0xffff: what is missing to it without.
+        let mut bytes = [0, 0, 0, 0, 0, 10, 0, 0, 0, 0];
+        let rest = checksum::transport(SRC, DST, 17, &bytes);
+        bytes[8..].copy_from_slice(&rest.to_be_bytes());
+        let mut datagram = Packet::new_checked(&mut bytes).unwrap();
+        datagram.fill_checksum(SRC, DST);
+        assert_eq!(datagram.checksum(), 0xffff);
+        assert!(datagram.checksum_is_right(SRC, DST));
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..8).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+        });
+        for length in [0, 7, 12, 255] {
+            let mut bytes = BYTES;
+            bytes[5] = length;
+            assert_eq!(Packet::new_checked(&bytes).unwrap_err(), WireError::Length);
+        }
+    }
+
+    #[test]
+    fn a_length_set_too_long_or_too_short_does_not_panic() {
+        let mut datagram = Packet::new_checked(BYTES).unwrap();
+        datagram.set_length(u16::MAX);
+        assert_eq!(datagram.payload().len(), 3);
+        datagram.set_length(0);
+        assert_eq!(datagram.payload().len(), 0);
+    }
+}

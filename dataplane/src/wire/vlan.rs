@@ -76,3 +76,40 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         put_u16(self.bytes.as_mut(), 2, ethertype);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Priority 5, drop eligible, VLAN 0x123, IPv6.
+    const BYTES: [u8; 5] = [0xb1, 0x23, 0x86, 0xdd, 0x60];
+
+    #[test]
+    fn deconstruct() {
+        let tag = Packet::new_checked(&BYTES).unwrap();
+        assert_eq!((tag.priority(), tag.drop_eligible(), tag.vid()), (5, true, 0x123));
+        assert_eq!((tag.ethertype(), tag.payload()), (0x86dd, &[0x60][..]));
+    }
+
+    #[test]
+    fn construct() {
+        let mut tag = Packet::new_checked([0xff, 0xff, 0xff, 0xff, 0x60]).unwrap();
+        tag.set_tag(5, true, 0x123);
+        tag.set_ethertype(0x86dd);
+        assert_eq!(tag.bytes, BYTES);
+    }
+
+    #[test]
+    fn bits_beyond_a_field_do_not_leak_into_its_neighbours() {
+        let mut tag = Packet::new_checked([0; 4]).unwrap();
+        tag.set_tag(0, false, 0xf00a);
+        assert_eq!((tag.priority(), tag.drop_eligible(), tag.vid()), (0, false, 0x00a));
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        (0..4).for_each(|len| {
+            assert_eq!(Packet::new_checked(&BYTES[..len]).unwrap_err(), WireError::Truncated);
+        });
+    }
+}
