@@ -169,7 +169,8 @@ pub fn kernel_ports() -> RangeInclusive<u16> {
     numbers.next().unwrap_or(32_768)..=numbers.next().unwrap_or(60_999)
 }
 
-/// Adds what is wanted and missing. Addresses that are there already, whoever added them, are left alone.
+/// Adds what is wanted and missing, and returns it. Addresses that are there already, whoever added them, are left
+/// alone.
 ///
 /// # Errors
 /// When the ledger or the kernel refuses. What was added until then is in the ledger.

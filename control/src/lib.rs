@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod admin;
+pub mod announce;
 pub mod cli;
 pub mod compile;
 pub mod config;

@@ -9,6 +9,7 @@ use shunt_engine::steer::Rule;
 
 use crate::addresses;
 use crate::admin::view::Reloaded;
+use crate::announce::announce;
 use crate::compile::{compile, stations};
 use crate::config::Config;
 use crate::guard;
@@ -78,8 +79,9 @@ impl Daemon {
         if !self.in_force(generation).await {
             warnings.push("a worker has not taken the new configuration within a second".to_owned());
         }
-        if let Err(error) = addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await {
-            warnings.push(error.to_string());
+        match addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await {
+            Ok(added) => announce(&added, &self.kernel),
+            Err(error) => warnings.push(error.to_string()),
         }
         if rules != self.rules {
             self.rules = rules;

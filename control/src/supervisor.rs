@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::addresses::{self, AddressError, Ledger, LedgerError, Ours};
 use crate::admin::socket::{SocketError, claim};
 use crate::admin::{Ask, server};
+use crate::announce::announce;
 use crate::compile::{OpenPort, compile, stations};
 use crate::config::{Config, ConfigError};
 use crate::devices;
@@ -221,7 +222,8 @@ impl Daemon {
         let wanted = addresses::wanted(&self.config, &self.kernel, &self.ports);
         // An earlier daemon that crashed may have left addresses that nobody wants any more.
         addresses::remove(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await?;
-        addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        let added = addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        announce(&added, &self.kernel);
         let stations = stations(&self.config, &self.kernel, &self.ports);
         neighbours::adjust(&stations, &self.kernel, &self.netlink, &mut self.ledger).await?;
         Ok(())

@@ -17,7 +17,7 @@ const SHUNT: &str = env!("CARGO_BIN_EXE_shunt");
 /// A director with the interface `d0`, a folder for its files, and maybe a running daemon.
 struct Lab {
     director: Netns,
-    _peer: Netns,
+    peer: Netns,
     folder: PathBuf,
     daemon: Option<Child>,
 }
@@ -32,7 +32,7 @@ impl Lab {
         peer.ip("link set p0 up");
         let folder = std::env::temp_dir().join(format!("shunt-daemon-{}-{label}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let lab = Self { director, _peer: peer, folder, daemon: None };
+        let lab = Self { director, peer, folder, daemon: None };
         lab.configure("");
         lab
     }
@@ -166,6 +166,17 @@ fn it_takes_the_addresses_and_leaves_nothing_behind_on_sigterm_and_sigint() {
         assert_eq!(lab.end(signal), Some(0));
         lab.is_clean();
     }
+}
+
+#[test]
+fn stations_that_knew_an_address_elsewhere_hear_that_it_is_here_now() {
+    let mut lab = Lab::new("announce");
+    lab.peer.ip("neigh add 10.0.0.200 lladdr 02:00:00:00:00:77 dev p0 nud stale");
+    lab.start();
+    let ours = lab.status()["ports"][0]["mac"].as_str().unwrap().to_owned();
+    let known = lab.peer.run("ip", &["neigh", "show", "10.0.0.200", "dev", "p0"]);
+    assert!(known.contains(&ours), "{known}");
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
 }
 
 #[test]
