@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod port;
 pub mod program;
 pub mod publish;
+pub mod punt;
 pub mod report;
 pub mod ring;
 pub mod rss;

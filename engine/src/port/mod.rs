@@ -7,7 +7,7 @@ pub mod af_packet;
 pub mod af_xdp;
 pub mod checksum;
 pub mod mem;
-mod netdev;
+pub(crate) mod netdev;
 pub mod offload;
 pub mod pcap;
 

@@ -1,12 +1,15 @@
-//! What the kernel knows of a network interface, asked and changed by ioctl (netdevice(7)).
+//! What the kernel knows of a network interface, asked and changed by ioctl (netdevice(7))
+//! and, for an address, rtnetlink(7).
 //!
 //! Not by sysfs: that shows the network namespace of whoever mounted it, not the caller's.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 use super::MacAddr;
 
@@ -46,7 +49,7 @@ impl Netdev {
     /// # Errors
     /// `ENODEV` when there is no such interface.
     pub(crate) fn find(name: &str) -> io::Result<Self> {
-        if name.is_empty() || name.len() >= NAME_LEN || name.contains('\0') {
+        if !is_name(name) {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
@@ -79,6 +82,36 @@ impl Netdev {
     pub(crate) fn set_up(&self) -> io::Result<()> {
         let flags = u16::from_ne_bytes(self.ask(libc::SIOCGIFFLAGS)?) | libc::IFF_UP as u16;
         self.tell(libc::SIOCSIFFLAGS, flags.to_ne_bytes())
+    }
+
+    /// Adds an IPv4 address that the kernel never chooses as the source of what it sends (scope `host`).
+    pub(crate) fn add_host_address(&self, address: Ipv4Addr) -> io::Result<()> {
+        const REQUEST_ACK_CREATE: u16 = 0x0405;
+        const ERROR: u16 = 2;
+        const SCOPE_HOST: u8 = 254;
+        const IFA_LOCAL: u16 = 2;
+        let mut message = Vec::with_capacity(32);
+        // `struct nlmsghdr`, `struct ifaddrmsg` and one attribute, each of a multiple of 4 bytes.
+        message.extend(32u32.to_ne_bytes());
+        message.extend(libc::RTM_NEWADDR.to_ne_bytes());
+        message.extend(REQUEST_ACK_CREATE.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend([libc::AF_INET as u8, 32, 0, SCOPE_HOST]);
+        message.extend(self.index()?.to_ne_bytes());
+        message.extend(8u16.to_ne_bytes());
+        message.extend(IFA_LOCAL.to_ne_bytes());
+        message.extend(address.octets());
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        send(&socket, &message, SendFlags::empty())?;
+        // `struct nlmsgerr`: a header, then 0 or a negative error number, then the request.
+        let mut answer = [0; 128];
+        let (len, _) = recv(&socket, &mut answer, RecvFlags::empty())?;
+        let kind = u16::from_ne_bytes([answer[4], answer[5]]);
+        match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+            _ if len < 20 || kind != ERROR => Err(io::ErrorKind::InvalidData.into()),
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error)),
+        }
     }
 
     /// Receive queues in use now. A device that does not tell by ethtool is counted in sysfs, and has one if it is not
@@ -122,13 +155,38 @@ impl Netdev {
     }
 
     fn request(&self, code: libc::c_ulong, value: &[u8]) -> io::Result<[u8; 24]> {
-        let mut request = Request { name: [0; NAME_LEN], value: [0; 24] };
-        request.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
-        request.value[..value.len()].copy_from_slice(value);
-        // SAFETY: the request is as large as the kernel's `struct ifreq` and lives through the call. Where it carries
-        // a pointer (SIOCETHTOOL), `ethtool` made it from a live `&mut` to the structure that the command names.
-        let result =
-            unsafe { libc::ioctl(self.socket.as_raw_fd(), code as _, std::ptr::from_mut(&mut request)) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request.value) }
+        // SAFETY: of the requests made here only SIOCETHTOOL carries a pointer, which `ethtool` made from a live
+        // `&mut` to the structure that the command names.
+        unsafe { request(self.socket.as_fd(), code, &self.name, value) }
     }
+}
+
+/// Makes a TUN device whose packets have no header of its own; it exists until the descriptor is closed.
+pub(crate) fn open_tun(name: &str) -> io::Result<OwnedFd> {
+    // The kernel would put a number in the place of a `%d`.
+    if !is_name(name) || name.contains('%') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
+    let kind = (libc::IFF_TUN | libc::IFF_NO_PI) as u16;
+    // SAFETY: TUNSETIFF reads and writes a `struct ifreq` without pointers.
+    unsafe { request(tun.as_fd(), libc::TUNSETIFF as _, name, &kind.to_ne_bytes()) }?;
+    Ok(tun)
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() < NAME_LEN && !name.contains(['\0', '/'])
+}
+
+/// # Safety
+/// `code` takes a `struct ifreq`, and where `value` holds a pointer it is valid for what the request does with it.
+unsafe fn request(fd: BorrowedFd<'_>, code: libc::c_ulong, name: &str, value: &[u8]) -> io::Result<[u8; 24]> {
+    let mut request = Request { name: [0; NAME_LEN], value: [0; 24] };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    request.value[..value.len()].copy_from_slice(value);
+    // SAFETY: the request is as large as the kernel's `struct ifreq` and lives through the call; the rest is the
+    // caller's contract.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), code as _, std::ptr::from_mut(&mut request)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request.value) }
 }

@@ -1,6 +1,7 @@
-//! Receive offloads (GRO, LRO) are off on an interface while a port is attached to it.
+//! Receive offloads are off on an interface while a port is attached to it.
 //!
-//! They melt several packets into one that is longer than the MTU: no router may forward that as one frame.
+//! GRO and LRO melt several packets into one that is longer than the MTU: no router may forward that as one frame. VLAN
+//! stripping takes the tag out of the frame, where AF_XDP never finds it again.
 
 use std::io;
 
@@ -12,13 +13,15 @@ const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_SGRO: u32 = 0x2c;
 /// `ETH_FLAG_LRO`.
 const FLAG_LRO: u32 = 1 << 15;
+/// `ETH_FLAG_RXVLAN`.
+const FLAG_VLAN_STRIPPING: u32 = 1 << 8;
 
-/// GRO and LRO switched off; dropping it switches on again what was on.
+/// Offloads switched off; dropping it switches on again what was on.
 #[derive(Debug)]
 pub struct ReceiveOffloads {
     netdev: Netdev,
     gro: bool,
-    lro: bool,
+    flags: u32,
 }
 
 impl ReceiveOffloads {
@@ -28,20 +31,27 @@ impl ReceiveOffloads {
     /// When the interface does not exist or an offload that is on refuses to go off.
     pub fn disable(interface: &str) -> io::Result<Self> {
         let netdev = Netdev::find(interface)?;
+        let mut offloads = Self { netdev, gro: false, flags: 0 };
         // A device without ethtool has none of them.
-        let gro = netdev.ethtool_value(ETHTOOL_GGRO, 0).unwrap_or(0) != 0;
-        let flags = netdev.ethtool_value(ETHTOOL_GFLAGS, 0).unwrap_or(0);
-        let lro = flags & FLAG_LRO != 0;
-        let mut offloads = Self { netdev, gro: false, lro: false };
-        if gro {
+        if offloads.netdev.ethtool_value(ETHTOOL_GGRO, 0).unwrap_or(0) != 0 {
             offloads.netdev.ethtool_value(ETHTOOL_SGRO, 0)?;
             offloads.gro = true;
         }
-        if lro {
-            offloads.netdev.ethtool_value(ETHTOOL_SFLAGS, flags & !FLAG_LRO)?;
-            offloads.lro = true;
+        offloads.switch_off(FLAG_LRO)?;
+        if let Err(error) = offloads.switch_off(FLAG_VLAN_STRIPPING) {
+            // Some devices cannot; without VLANs it does not matter.
+            tracing::warn!(interface, %error, "rx-vlan-offload stays on: VLAN tags of received frames may be lost");
         }
         Ok(offloads)
+    }
+
+    fn switch_off(&mut self, flag: u32) -> io::Result<()> {
+        let flags = self.netdev.ethtool_value(ETHTOOL_GFLAGS, 0).unwrap_or(0);
+        if flags & flag != 0 {
+            self.netdev.ethtool_value(ETHTOOL_SFLAGS, flags & !flag)?;
+            self.flags |= flag;
+        }
+        Ok(())
     }
 }
 
@@ -51,10 +61,10 @@ impl Drop for ReceiveOffloads {
         if self.gro {
             let _ = self.netdev.ethtool_value(ETHTOOL_SGRO, 1);
         }
-        if self.lro
+        if self.flags != 0
             && let Ok(flags) = self.netdev.ethtool_value(ETHTOOL_GFLAGS, 0)
         {
-            let _ = self.netdev.ethtool_value(ETHTOOL_SFLAGS, flags | FLAG_LRO);
+            let _ = self.netdev.ethtool_value(ETHTOOL_SFLAGS, flags | self.flags);
         }
     }
 }

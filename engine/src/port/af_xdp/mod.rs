@@ -102,7 +102,7 @@ impl AfXdp {
             .map(|queue| Bound::open(region, index, queue, force_copy, frame_len_max).map(Some))
             .collect::<io::Result<Vec<_>>>()
             .map_err(ask("open an AF_XDP socket for a queue"))?;
-        let zero_copy = sockets.iter().flatten().all(|socket| socket.is_zero_copy().unwrap_or(false));
+        let zero_copy = sockets.iter().flatten().all(Bound::is_zero_copy);
         let kind = match (mode, zero_copy) {
             (Attach::Generic, _) => "af_xdp generic",
             (Attach::Native, false) => "af_xdp native",

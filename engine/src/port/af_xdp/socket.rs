@@ -108,6 +108,7 @@ impl Bound {
         }
         bind(&fd, &SocketAddrXdp::new(flags, interface, u32::from(queue)))?;
 
+        let zero_copy = sockopt::xdp_options(&fd)?.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
         let share = fill_share(region);
         let chunk_size = u64::from(region.chunk_size());
         let socket = Arc::new(Socket { fd, region: region.clone(), left_behind: AtomicU32::new(0) });
@@ -120,6 +121,7 @@ impl Bound {
                 share,
                 chunk_size,
                 frame_len_max,
+                zero_copy,
                 stats: RxStats::default(),
             },
             tx: AfXdpTx {
@@ -135,9 +137,8 @@ impl Bound {
     }
 
     /// Whether the device reads and writes our buffers itself.
-    pub(super) fn is_zero_copy(&self) -> io::Result<bool> {
-        let options = sockopt::xdp_options(&self.rx.socket.fd)?;
-        Ok(options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
+    pub(super) fn is_zero_copy(&self) -> bool {
+        self.rx.zero_copy
     }
 
     pub(super) fn split(self) -> (AfXdpRx, AfXdpTx) {
@@ -178,6 +179,8 @@ pub(super) struct AfXdpRx {
     chunk_size: u64,
     /// MTU with link header.
     frame_len_max: usize,
+    /// Whether the device reads and writes our buffers itself.
+    zero_copy: bool,
     stats: RxStats,
 }
 
@@ -241,11 +244,17 @@ impl RxQueue for AfXdpRx {
     fn stats(&self) -> RxStats {
         let mut stats = self.stats;
         if let Ok(kernel) = sockopt::xdp_statistics(&self.socket.fd) {
-            // In copy mode a frame that found no buffer counts in both of the first two. What else the kernel
-            // dropped was longer than a buffer: a super-frame of a stack on this host.
             let no_buffer = kernel.rx_fill_ring_empty_descs.unwrap_or(0);
-            stats.oversize += kernel.rx_dropped.saturating_sub(no_buffer);
-            stats.missed = no_buffer + kernel.rx_ring_full.unwrap_or(0);
+            let full = kernel.rx_ring_full.unwrap_or(0);
+            if self.zero_copy {
+                // The driver counts attempts to find a buffer, not frames.
+                stats.missed = kernel.rx_dropped.max(no_buffer) + full;
+            } else {
+                // `xsk_rcv` drops for two reasons: no buffer, which both counts show, and a frame longer than a
+                // buffer: a super-frame of a stack on this host.
+                stats.oversize += kernel.rx_dropped.saturating_sub(no_buffer);
+                stats.missed = no_buffer + full;
+            }
         }
         stats
     }
