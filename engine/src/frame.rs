@@ -74,10 +74,6 @@ impl Frame {
         chunk
     }
 
-    pub(crate) fn chunk(&self) -> u32 {
-        self.chunk
-    }
-
     /// Offset of the first byte of data in the chunk.
     pub(crate) fn offset(&self) -> u16 {
         self.offset

@@ -75,10 +75,6 @@ impl Mapping {
         self.base
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(crate) fn pages(&self) -> Pages {
         self.pages
     }

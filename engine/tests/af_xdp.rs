@@ -1,4 +1,5 @@
 //! AF_XDP on real interfaces: veth pairs in namespaces of their own. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 #[path = "common/raw.rs"]

@@ -1,4 +1,5 @@
 //! The XDP program in the kernel decides as `RuleSet::takes` says. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use etherparse::PacketBuilder;
 use proptest::prelude::*;

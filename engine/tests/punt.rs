@@ -1,4 +1,5 @@
 //! Frames given back to the kernel by a TUN device, in namespaces of their own. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 

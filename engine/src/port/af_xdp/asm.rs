@@ -102,7 +102,7 @@ impl Assembler {
     }
 
     /// Turns the low 16 bits of `target` from the network's byte order to the machine's, and clears the rest.
-    pub(super) fn from_network_half(&mut self, target: Reg) {
+    pub(super) fn swap_half(&mut self, target: Reg) {
         self.push(TO_BIG_ENDIAN, target as u8, 0, 16);
         // The verifier forgets the range at the swap.
         self.alu(Op::And, target, 0xffff);

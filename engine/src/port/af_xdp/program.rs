@@ -208,9 +208,9 @@ impl Program {
         self.need(R7, 4);
         let asm = &mut self.asm;
         asm.load(Width::Half, R9, R7, 0);
-        asm.from_network_half(R9);
+        asm.swap_half(R9);
         asm.load(Width::Half, R8, R7, 2);
-        asm.from_network_half(R8);
+        asm.swap_half(R8);
         self.look_up_port(self.maps.destinations, STACK_DESTINATION, R8, by_source);
         self.asm.bind(by_source);
         let pass = self.pass;
