@@ -1,0 +1,158 @@
+//! From the kernel's messages to plain values.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHopFlags, RouteType,
+};
+use shunt_engine::port::MacAddr;
+use shunt_engine::steer::Prefix;
+
+use crate::kernel::{Address, Link, Neighbour, Route, Way};
+
+fn mac(bytes: &[u8]) -> Option<MacAddr> {
+    bytes.try_into().ok().map(MacAddr)
+}
+
+pub(super) fn link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: MacAddr::default(),
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
+        vlan: None,
+    };
+    let (mut below, mut vid) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = mac(bytes).unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkInfo(infos) => vid = infos.iter().find_map(vlan_id),
+            _ => {}
+        }
+    }
+    link.vlan = below.zip(vid);
+    link
+}
+
+fn vlan_id(info: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vlan(parts)) = info else { return None };
+    parts.iter().find_map(|part| if let InfoVlan::Id(id) = part { Some(*id) } else { None })
+}
+
+pub(super) fn address(message: &AddressMessage) -> Option<Address> {
+    let local = |attribute: &AddressAttribute| {
+        if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None }
+    };
+    let plain = |attribute: &AddressAttribute| {
+        if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None }
+    };
+    // On a point-to-point link IFA_ADDRESS is the peer's; IPv6 has no IFA_LOCAL otherwise.
+    let found = message.attributes.iter().find_map(local);
+    let address = found.or_else(|| message.attributes.iter().find_map(plain))?;
+    Some(Address { link: message.header.index, address, prefix_len: message.header.prefix_len })
+}
+
+pub(super) fn route(message: &RouteMessage) -> Option<Route> {
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    if table.unwrap_or(u32::from(message.header.table)) != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    let unspecified: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let (mut destination, mut metric, mut mtu) = (unspecified, 0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics
+                    .iter()
+                    .find_map(|one| if let RouteMetric::Mtu(mtu) = one { Some(*mtu) } else { None });
+            }
+            _ => {}
+        }
+    }
+    let way = match message.header.kind {
+        RouteType::Unicast => way(&message.attributes)?,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => Way::Nowhere,
+        _ => return None,
+    };
+    let prefix = Prefix::new(destination, message.header.destination_prefix_length)?;
+    Some(Route { prefix, metric, way, mtu })
+}
+
+/// Where a unicast route leads. Of several paths the first that is alive is taken.
+fn way(attributes: &[RouteAttribute]) -> Option<Way> {
+    let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+    let (mut link, mut gateway) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::MultiPath(hops) => {
+                let alive = hops.iter().find(|hop| !hop.flags.intersects(dead))?;
+                let through = alive.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    _ => None,
+                });
+                (link, gateway) = (Some(alive.interface_index), through);
+            }
+            _ => {}
+        }
+    }
+    Some(match (link?, gateway) {
+        (link, Some(gateway)) => Way::Gateway(link, gateway),
+        (link, None) => Way::Attached(link),
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let (mut address, mut station) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => station = mac(bytes),
+            _ => {}
+        }
+    }
+    let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+    let usable = match message.header.state {
+        NeighbourState::Reachable
+        | NeighbourState::Stale
+        | NeighbourState::Delay
+        | NeighbourState::Probe
+        | NeighbourState::Permanent
+        | NeighbourState::Noarp => true,
+        NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None => false,
+        _ => false,
+    };
+    let failed = message.header.state == NeighbourState::Failed;
+    let mac = station.filter(|_| usable);
+    Some(Neighbour { link: message.header.ifindex, address: address?, mac, failed, fixed })
+}
