@@ -5,7 +5,7 @@
 //! So each address goes from its old ports to its new ones at once. (A freed slot is written again by a later
 //! change only, long after the last run of the program that could have read its number.)
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -62,14 +62,21 @@ pub enum FilterError {
 pub struct Filter {
     program: LoadedProgram,
     macs: Map,
-    destinations: Map,
-    sources: Map,
+    destinations: Trie,
+    sources: Trie,
     port_sets: Map,
     sockets: Map,
-    /// What the maps hold.
+    /// What is in force.
     rules: RuleSet,
     stations: HashSet<MacAddr>,
     slots: Slots,
+}
+
+/// The addresses of one side, in the kernel and as we know that they are there.
+#[derive(Debug)]
+struct Trie {
+    map: Map,
+    slots: BTreeMap<Prefix, u32>,
 }
 
 /// Which slot holds which set of ports.
@@ -106,8 +113,8 @@ impl Filter {
         Ok(Self {
             program,
             macs,
-            destinations,
-            sources,
+            destinations: Trie { map: destinations, slots: BTreeMap::new() },
+            sources: Trie { map: sources, slots: BTreeMap::new() },
             port_sets: sets,
             sockets,
             rules: RuleSet::default(),
@@ -125,13 +132,15 @@ impl Filter {
     /// # Errors
     /// When they do not fit or the kernel refuses.
     pub fn set_rules(&mut self, rules: &RuleSet) -> Result<(), FilterError> {
-        let before = self.rules.clone();
-        let result = self.check(rules).and_then(|()| self.apply(rules));
-        if result.is_err() {
+        self.check(rules)?;
+        if let Err(error) = self.apply(rules) {
+            let before = self.rules.clone();
             // Best effort: what it writes was there a moment ago.
             let _ = self.apply(&before);
+            return Err(error);
         }
-        result
+        self.rules = rules.clone();
+        Ok(())
     }
 
     /// Replaces the station addresses whose frames are looked at. Group addresses never are.
@@ -140,13 +149,16 @@ impl Filter {
     /// When there are too many or the kernel refuses.
     pub fn set_macs(&mut self, macs: &[MacAddr]) -> Result<(), FilterError> {
         let wanted: HashSet<MacAddr> = macs.iter().copied().filter(|mac| !mac.is_group()).collect();
-        for mac in wanted.difference(&self.stations) {
-            self.macs.set(&mac_key(*mac), &[0; 4]).map_err(kernel("add a station address"))?;
+        for mac in &wanted {
+            if !self.stations.contains(mac) {
+                self.macs.set(&mac_key(*mac), &[0; 4]).map_err(kernel("add a station address"))?;
+                self.stations.insert(*mac);
+            }
         }
-        for mac in self.stations.difference(&wanted) {
+        for mac in self.stations.clone().difference(&wanted) {
             self.macs.remove(&mac_key(*mac)).map_err(kernel("remove a station address"))?;
+            self.stations.remove(mac);
         }
-        self.stations = wanted;
         Ok(())
     }
 
@@ -194,19 +206,14 @@ impl Filter {
         for side in [Side::Destination, Side::Source] {
             for (prefix, ports) in rules.side(side) {
                 let slot = self.slot(ports)?;
-                self.trie(side)
-                    .set(&prefix_key(prefix), &slot.to_ne_bytes())
-                    .map_err(kernel("steer an address"))?;
+                self.trie(side).point(*prefix, slot).map_err(kernel("steer an address"))?;
             }
         }
         for side in [Side::Destination, Side::Source] {
             let wanted = rules.side(side);
-            for prefix in self.rules.side(side).keys().filter(|prefix| !wanted.contains_key(prefix)) {
-                self.trie(side).remove(&prefix_key(prefix)).map_err(kernel("stop steering an address"))?;
-            }
+            self.trie(side).keep_only(wanted).map_err(kernel("stop steering an address"))?;
         }
-        self.rules = rules.clone();
-        self.slots.keep_only(&self.rules);
+        self.slots.keep_only(rules);
         Ok(())
     }
 
@@ -216,17 +223,38 @@ impl Filter {
             return Ok(*slot);
         }
         let room = self.slots.room;
-        let slot = self.slots.free.pop().ok_or(FilterError::TooManyPortSets { needed: room + 1, room })?;
-        self.slots.used.insert(ports.clone(), slot);
+        let slot = *self.slots.free.last().ok_or(FilterError::TooManyPortSets { needed: room + 1, room })?;
         self.port_sets.set(&slot.to_ne_bytes(), &bitmap(ports)).map_err(kernel("write a set of ports"))?;
+        self.slots.free.pop();
+        self.slots.used.insert(ports.clone(), slot);
         Ok(slot)
     }
 
-    fn trie(&self, side: Side) -> &Map {
+    fn trie(&mut self, side: Side) -> &mut Trie {
         match side {
-            Side::Destination => &self.destinations,
-            Side::Source => &self.sources,
+            Side::Destination => &mut self.destinations,
+            Side::Source => &mut self.sources,
         }
+    }
+}
+
+impl Trie {
+    fn point(&mut self, prefix: Prefix, slot: u32) -> io::Result<()> {
+        if self.slots.get(&prefix) != Some(&slot) {
+            self.map.set(&prefix_key(&prefix), &slot.to_ne_bytes())?;
+            self.slots.insert(prefix, slot);
+        }
+        Ok(())
+    }
+
+    fn keep_only(&mut self, wanted: &Entries) -> io::Result<()> {
+        let gone: Vec<Prefix> =
+            self.slots.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
+        for prefix in gone {
+            self.map.remove(&prefix_key(&prefix))?;
+            self.slots.remove(&prefix);
+        }
+        Ok(())
     }
 }
 
