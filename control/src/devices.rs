@@ -8,10 +8,11 @@ use shunt_engine::assign::{TxShare, assign};
 use shunt_engine::clock::Clock;
 use shunt_engine::idle::IdleConfig;
 use shunt_engine::mempool::Region;
-use shunt_engine::outbox::{TxPort, TxRoute};
+use shunt_engine::outbox::{PuntSink, TxPort, TxRoute};
 use shunt_engine::port::af_packet::{AfPacket, AfPacketConfig};
 use shunt_engine::port::af_xdp::{self, AfXdp, AfXdpConfig};
 use shunt_engine::port::{Port, PortError, QueuePair};
+use shunt_engine::punt::Punt;
 use shunt_engine::ring::Links;
 use shunt_engine::worker::{RxPort, Setup, Worker};
 use shunt_engine::{Mempool, PortId};
@@ -57,6 +58,9 @@ fn open_one(port: &config::Port, region: &Arc<Region>, workers: u16) -> Result<B
     })
 }
 
+/// The device by which frames that are not ours go back to the kernel.
+pub const PUNT_DEVICE: &str = "shunt0";
+
 /// Makes one worker of each pipeline: deals the queues of `devices` out and connects what belongs together.
 ///
 /// # Errors
@@ -67,6 +71,7 @@ pub fn workers(
     pipelines: Vec<Pipeline>,
     pools: Vec<Mempool>,
     links: Vec<Links>,
+    punt: Option<&Punt>,
 ) -> Result<Vec<Worker<Pipeline>>, PortError> {
     let queues: Vec<u16> = devices.iter().map(|device| device.caps().queues).collect();
     let mut taken = take_queues(devices)?;
@@ -91,11 +96,17 @@ pub fn workers(
             TxPort { kernel_sees_all: sees_all[number], route }
         };
         let ports = share.tx.iter().enumerate().map(transmit).collect();
+        let punt = punt.map(Punt::try_clone).transpose().map_err(|source| PortError::Io {
+            name: PUNT_DEVICE.to_owned(),
+            action: "share the TUN device among workers",
+            source,
+        })?;
+        let punt = punt.map(|punt| Box::new(punt) as Box<dyn PuntSink>);
         let idle = match engine.idle {
             Idle::Adaptive => IdleConfig::default(),
             Idle::Spin => IdleConfig::Spin,
         };
-        let setup = Setup { program, clock: Clock::System, pool, links, rx, ports, punt: None, idle };
+        let setup = Setup { program, clock: Clock::System, pool, links, rx, ports, punt, idle };
         workers.push(Worker::new(setup));
     }
     Ok(workers)

@@ -14,6 +14,7 @@ use shunt_engine::lcore::Workers;
 use shunt_engine::mempool::PoolConfig;
 use shunt_engine::port::{Port, PortCaps, PortError};
 use shunt_engine::publish::{self, Publisher};
+use shunt_engine::punt::Punt;
 use shunt_engine::steer::Rule;
 use shunt_engine::{Mempool, PortId, WorkerId, ring};
 use tokio::signal::unix::{SignalKind, signal};
@@ -180,6 +181,7 @@ impl Daemon {
         let workers = usize::from(engine.workers);
         let pools = Mempool::split(pool, workers).map_err(resources("allocate packet buffers"))?;
         let mut devices = devices::open(&config.ports, pools[0].region(), engine.workers)?;
+        let punt = open_punt(&devices);
         let ports = open_ports(&devices, &kernel);
         fits(&config, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
@@ -188,7 +190,7 @@ impl Daemon {
         let pipelines = pipelines(&config, readers)?;
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
-        let made = devices::workers(engine, &mut devices, pipelines, pools, links)?;
+        let made = devices::workers(engine, &mut devices, pipelines, pools, links, punt.as_ref())?;
         let cores = (!engine.cores.is_empty()).then_some(engine.cores.as_slice());
         let workers = Workers::start(made, cores).map_err(resources("start the workers"))?;
         for warning in workers.placements().iter().filter_map(|placement| placement.warning.as_ref()) {
@@ -350,6 +352,16 @@ fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
         }
     };
     devices.iter().map(|device| device.caps()).enumerate().map(open).collect()
+}
+
+/// The way back to the kernel, where a port takes frames away from it.
+fn open_punt(devices: &[Box<dyn Port>]) -> Option<Punt> {
+    if devices.iter().all(|device| device.caps().kernel_sees_all) {
+        return None;
+    }
+    let opened = Punt::open(devices::PUNT_DEVICE);
+    let complaint = "later fragments and ICMP errors for the director itself will be lost";
+    opened.inspect_err(|error| tracing::warn!("{error}; {complaint}")).ok()
 }
 
 fn pipelines(config: &Config, readers: Vec<publish::Reader<Snapshot>>) -> Result<Vec<Pipeline>, RunError> {
