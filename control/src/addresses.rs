@@ -180,27 +180,37 @@ pub async fn add(
     netlink: &Netlink,
     ledger: &mut Ledger,
 ) -> Result<Vec<(u32, IpAddr)>, AddressError> {
+    let missing = wanted.iter().filter(|(_, address)| !kernel.has_address(*address));
+    let named = missing.filter_map(|&(link, address)| Some((link, kernel.link(link)?.name.clone(), address)));
+    let missing: Vec<_> = named.collect();
+    ledger.update(|ours| {
+        ours.addresses.extend(missing.iter().map(|(_, name, address)| (name.clone(), *address)));
+    })?;
     let mut added = Vec::new();
-    for &(link, address) in wanted {
-        if kernel.has_address(address) {
-            continue;
-        }
-        let Some(name) = kernel.link(link).map(|link| link.name.clone()) else { continue };
-        ledger.update(|ours| {
-            ours.addresses.insert((name.clone(), address));
-        })?;
-        let Err(error) = netlink.add_address(link, address).await else {
-            added.push((link, address));
-            continue;
-        };
-        ledger.update(|ours| {
-            ours.addresses.remove(&(name.clone(), address));
-        })?;
-        if error.errno() != Some(EEXIST) {
-            return Err(error.into());
+    let mut refused = None;
+    for (link, _, address) in &missing {
+        match netlink.add_address(*link, *address).await {
+            Ok(()) => added.push((*link, *address)),
+            // Somebody was faster; it is theirs.
+            Err(error) if error.errno() == Some(EEXIST) => {}
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
         }
     }
-    Ok(added)
+    if added.len() < missing.len() {
+        ledger.update(|ours| {
+            let not_added = missing.iter().filter(|(link, _, address)| !added.contains(&(*link, *address)));
+            not_added.for_each(|(_, name, address)| {
+                ours.addresses.remove(&(name.clone(), *address));
+            });
+        })?;
+    }
+    match refused {
+        Some(error) => Err(error.into()),
+        None => Ok(added),
+    }
 }
 
 /// Removes those of our addresses that `keep` does not name.
@@ -213,22 +223,27 @@ pub async fn remove(
     netlink: &Netlink,
     ledger: &mut Ledger,
 ) -> Result<(), AddressError> {
-    for (name, address) in ledger.ours().addresses.clone() {
-        let link = kernel.link_named(&name).map(|link| link.index);
-        if link.is_some_and(|link| keep.contains(&(link, address))) {
+    let mut gone = BTreeSet::new();
+    let mut refused = None;
+    for (name, address) in &ledger.ours().addresses {
+        let link = kernel.link_named(name).map(|link| link.index);
+        if link.is_some_and(|link| keep.contains(&(link, *address))) {
             continue;
         }
-        if let Some(link) = link {
-            match netlink.remove_address(link, address).await {
-                Err(error) if error.errno() != Some(EADDRNOTAVAIL) => return Err(error.into()),
-                _ => {}
-            }
+        if let Some(link) = link
+            && let Err(error) = netlink.remove_address(link, *address).await
+            && error.errno() != Some(EADDRNOTAVAIL)
+        {
+            refused = Some(error);
+            break;
         }
-        ledger.update(|ours| {
-            ours.addresses.remove(&(name.clone(), address));
-        })?;
+        gone.insert((name.clone(), *address));
     }
-    Ok(())
+    ledger.update(|ours| ours.addresses.retain(|entry| !gone.contains(entry)))?;
+    match refused {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
 }
 
 /// Why addresses could not be changed.

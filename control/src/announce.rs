@@ -17,16 +17,23 @@ use crate::kernel::Kernel;
 /// Tells the networks of `added` (link, address) that the addresses are here. What fails is logged: clients find the
 /// new place by themselves, later.
 pub fn announce(added: &[(u32, IpAddr)], kernel: &Kernel) {
-    for &(link, address) in added {
-        let Some(link) = kernel.link(link) else { continue };
-        let IpAddr::V4(address) = address else { continue };
-        if let Err(error) = send(&link.name, &frame(link.mac, address)) {
-            tracing::warn!("{address} could not be announced on {}: {error}", link.name);
+    for link in &kernel.links {
+        let here = added.iter().filter(|(index, _)| *index == link.index);
+        let frames: Vec<_> = here
+            .filter_map(|(_, address)| match address {
+                IpAddr::V4(address) => Some(frame(link.mac, *address)),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        if !frames.is_empty()
+            && let Err(error) = send(&link.name, &frames)
+        {
+            tracing::warn!("new addresses could not be announced: {error}");
         }
     }
 }
 
-fn send(interface: &str, frame: &[u8]) -> Result<(), PortError> {
+fn send(interface: &str, frames: &[[u8; FRAME_LEN]]) -> Result<(), PortError> {
     // The socket only sends: it must not mind that its interface's frames would not fit the buffers.
     let config =
         AfPacketConfig { interface: interface.to_owned(), queues: 1, frame_len_max: usize::from(u16::MAX) };
@@ -35,16 +42,18 @@ fn send(interface: &str, frame: &[u8]) -> Result<(), PortError> {
     let mut pool = Mempool::single(PoolConfig { chunks: 1, ..PoolConfig::default() })
         .map_err(failed("allocate a buffer"))?;
     let (_, mut tx) = port.take_queue(0)?;
-    let mut burst = Burst::new();
-    let mut buffer = pool.alloc().expect("the pool's only buffer is free");
-    assert!(buffer.fill(frame), "the frame is shorter than any buffer");
-    burst.push(buffer);
-    tx.tx_burst(&mut pool, &mut burst);
-    tx.reclaim(&mut pool);
-    pool.free_all(burst.drain(..));
+    for frame in frames {
+        let mut burst = Burst::new();
+        let mut buffer = pool.alloc().expect("the pool's only buffer is free");
+        assert!(buffer.fill(frame), "the frame is shorter than any buffer");
+        burst.push(buffer);
+        tx.tx_burst(&mut pool, &mut burst);
+        tx.reclaim(&mut pool);
+        pool.free_all(burst.drain(..));
+    }
     match tx.stats().packets {
-        1 => Ok(()),
-        _ => Err(failed("send")(std::io::ErrorKind::WouldBlock.into())),
+        sent if sent == frames.len() as u64 => Ok(()),
+        _ => Err(failed("send an announcement")(std::io::ErrorKind::WouldBlock.into())),
     }
 }
 
