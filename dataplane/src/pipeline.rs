@@ -104,11 +104,11 @@ impl Program for Pipeline {
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
         let fragments = self.stages.expire_fragments(now, &mut self.counters, emit);
         let flows = self.stages.flows.tick(now, self.snapshot.get(), &mut self.counters);
-        if flows.expired > 0 {
+        if flows.expired > 0 || fragments > 0 {
             self.publication.request(&self.counters);
         }
         let publication = self.publication.run(now, &self.counters);
-        [fragments, flows.next, publication].into_iter().flatten().min()
+        [self.stages.fragments.next_deadline(), flows.next, publication].into_iter().flatten().min()
     }
 
     fn close(&mut self, pool: &mut Mempool) {
@@ -245,20 +245,22 @@ impl Stages {
         }
     }
 
-    /// Gives fragments that waited in vain to the kernel. Returns when the next has waited long enough.
+    /// Gives fragments that waited in vain to the kernel. Returns how many.
     fn expire_fragments(
         &mut self,
         now: Instant,
         counters: &mut WorkerCounters,
         emit: &mut Emit<'_>,
-    ) -> Option<Instant> {
+    ) -> usize {
+        let mut expired = 0;
         while emit.room() > 0
             && let Some(held) = self.fragments.take_expired(now)
         {
             counters.event(Event::FragmentsUnknown);
             emit.release(Verdict::Punt, held.frame);
+            expired += 1;
         }
-        self.fragments.next_deadline()
+        expired
     }
 }
 
