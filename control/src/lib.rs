@@ -1,6 +1,10 @@
 //! Intent: what the operator wants, brought to the workers. Everything here may be slow; nothing here sees a packet.
 //!
-//! One change's way through the files: [`config`] reads the file.
+//! One change's way through the files: [`config`] reads the file as typed and then what it means; [`state`] keeps the
+//! numbers of what stays; [`kernel`] is the machine's network as [`netlink`] shows it; [`compile`] makes of all three
+//! the snapshot that workers read; `reload` puts it in force. Around it [`guard`], [`addresses`], [`announce`] and
+//! [`neighbours`] change the outside world, [`devices`] opens ports, [`supervisor`] owns everything, [`admin`] answers
+//! questions and [`cli`] asks them.
 #![forbid(unsafe_code)]
 
 pub mod addresses;

@@ -14,7 +14,7 @@ use crate::config::SOCKET;
 
 /// A layer-4 load balancer.
 #[derive(Debug, Parser)]
-#[command(name = "shunt", version, about)]
+#[command(name = "shunt", version, about = "A layer-4 load balancer: clients in, servers out")]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

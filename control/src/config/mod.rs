@@ -1,4 +1,4 @@
-//! The configuration: a TOML file, read twice. [`raw`] is the file as typed; [`resolve`] is what it means, with every
+//! The configuration: a TOML file, read twice. `raw` is the file as typed; `resolve` is what it means, with every
 //! default filled in. All errors are found at once, each with its line and column.
 
 mod diagnostic;
