@@ -1,2 +1,85 @@
-//! Benchmarks.
-fn main() {}
+//! `shunt-bench`: arguments → benchmark.
+
+use clap::{Args, Parser, Subcommand};
+use shunt_bench::machine::Machine;
+use shunt_bench::pipeline::{Effort, measure};
+use shunt_bench::report::{self, Report};
+use shunt_dataplane::server::Mode;
+
+/// Benchmarks of shunt's packet path.
+#[derive(Debug, Parser)]
+#[command(name = "shunt-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// CPU time per packet of established flows: the real worker loop and pipeline over an in-memory port, one core.
+    Pipeline(Pipeline),
+}
+
+#[derive(Debug, Args)]
+struct Pipeline {
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Forwarding modes, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = mode, default_value = "fullnat,nat,dr,tun")]
+    modes: Vec<Mode>,
+    /// Numbers of established connections, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1,10000,100000,1000000",
+        value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+    flows: Vec<u32>,
+    /// Packets per round.
+    #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    packets: u64,
+    /// Rounds per run, pipeline and baseline in turns; the best counts.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// A few seconds' worth that shows that it works, not how fast.
+    #[arg(long, conflicts_with_all = ["flows", "packets", "rounds"])]
+    quick: bool,
+}
+
+fn mode(word: &str) -> Result<Mode, String> {
+    let names = || Mode::ALL.map(Mode::name).join(", ");
+    Mode::ALL
+        .into_iter()
+        .find(|mode| mode.name() == word)
+        .ok_or_else(|| format!("no such forwarding mode; there are {}", names()))
+}
+
+fn main() -> anyhow::Result<()> {
+    let Command::Pipeline(arguments) = Arguments::parse().command;
+    pipeline(arguments)
+}
+
+fn pipeline(arguments: Pipeline) -> anyhow::Result<()> {
+    let Pipeline { json, modes, mut flows, packets, rounds, quick } = arguments;
+    let mut effort = Effort { rounds, packets };
+    if quick {
+        flows = vec![1, 10_000];
+        effort = Effort { rounds: 3, packets: 100_000 };
+    }
+    let machine = Machine::prepare();
+    if !json {
+        println!("{}", report::head(&machine));
+    }
+    let mut runs = Vec::with_capacity(modes.len() * flows.len());
+    for &mode in &modes {
+        for &flows in &flows {
+            eprintln!("{}: {flows} flows …", mode.name());
+            let run = measure(mode, flows, effort)?;
+            if !json {
+                println!("{}", report::row(&run));
+            }
+            runs.push(run);
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(&Report { machine, runs })?);
+    }
+    Ok(())
+}

@@ -5,7 +5,7 @@
 //! so that its cache misses overlap: [`Table::hash`] and [`Table::prefetch_bucket`] for all, then [`Table::candidate`]
 //! and [`Table::prefetch_record`] for all, then [`Table::lookup`].
 
-use shunt_engine::mem::{Slab, prefetch};
+use shunt_engine::mem::{Pages, Slab, prefetch};
 
 use super::bucket::{Entry, Index, RECORDS_MAX};
 use super::wheel::{LINK_BYTES, Wheel};
@@ -95,6 +95,11 @@ impl<A: Address> Table<A> {
     /// Bytes a table for `capacity` connections takes, the wheel's heads apart.
     pub fn bytes_for(capacity: usize) -> usize {
         capacity * (std::mem::size_of::<Conn<A>>() + LINK_BYTES) + Index::bytes_for(capacity * 2)
+    }
+
+    /// What the records lie on.
+    pub fn pages(&self) -> Pages {
+        self.records.pages()
     }
 
     /// The hash of `tuple` in this table.

@@ -1,0 +1,15 @@
+//! Benchmarks of the packet path, and the rig they share with tests: the real worker loop between a source and a sink
+//! in memory.
+//!
+//! Read in this order: [`director`] (what is configured), [`wire`] (where frames come from and go), [`rig`] (the loop
+//! between them), [`connections`] (how flows are opened), [`pipeline`] (what is measured), [`report`] (what is said).
+
+pub mod alloc;
+pub mod baseline;
+pub mod connections;
+pub mod director;
+pub mod machine;
+pub mod pipeline;
+pub mod report;
+pub mod rig;
+pub mod wire;

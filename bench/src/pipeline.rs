@@ -1,0 +1,175 @@
+//! What one packet of an established flow costs: the pipeline next to the baseline, in turns.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use rustix::time::{ClockId, clock_gettime};
+use shunt_dataplane::counters::{self, Event};
+use shunt_dataplane::pipeline::Pipeline;
+use shunt_dataplane::server::Mode;
+use shunt_dataplane::verdict::DropReason;
+use shunt_engine::clock::Clock;
+use shunt_engine::{BURST, Program};
+
+use crate::baseline::SwapMacs;
+use crate::report::Run;
+use crate::rig::Rig;
+use crate::wire::{FRAME_BYTES, ROTATION};
+use crate::{connections, director, machine};
+
+/// How long is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Rounds of pipeline and baseline.
+    pub rounds: u32,
+    /// Packets per round and program, rounded up to full bursts.
+    pub packets: u64,
+}
+
+/// Share of a round's packets that pass before it is measured, so that each program finds the cache as it left it.
+const WARM_UP: u64 = 8;
+
+/// Measures one mode with one number of flows.
+///
+/// # Errors
+/// When there is no memory, or a packet was not forwarded: figures of a run that drops say nothing.
+pub fn measure(mode: Mode, flows: u32, effort: Effort) -> anyhow::Result<Run> {
+    let capacity = director::capacity(flows);
+    let mut measured = Rig::new(director::pipeline(&[mode], capacity)?, Clock::System)?;
+    let mut baseline = Rig::new(SwapMacs, Clock::System)?;
+    let connections = connections::open(&mut measured, mode, 0..flows)?;
+    let data = connections.data();
+    measured.wire().feed(data.clone());
+    baseline.wire().feed(data);
+    let opened = counts(&mut measured);
+    let packets = effort.packets.next_multiple_of(BURST as u64);
+    let rounds: Vec<_> =
+        (0..effort.rounds).map(|_| (round(&mut measured, packets), round(&mut baseline, packets))).collect();
+    let total = u64::from(effort.rounds) * (packets + warm_up(packets));
+    all_forwarded(opened, counts(&mut measured), total)?;
+
+    let ns = Figures::of(rounds.iter().map(|(pipeline, _)| pipeline.cpu_ns / packets as f64));
+    let baseline_ns = Figures::of(rounds.iter().map(|(_, baseline)| baseline.cpu_ns / packets as f64));
+    let cpu: f64 = rounds.iter().map(|(pipeline, _)| pipeline.cpu_ns).sum();
+    let wall: f64 = rounds.iter().map(|(pipeline, _)| pipeline.wall_ns).sum();
+    Ok(Run {
+        mode: mode.name(),
+        family: "ipv4",
+        flows,
+        frame_bytes: FRAME_BYTES,
+        ns_per_packet: ns.best,
+        baseline_ns: baseline_ns.best,
+        mpps: 1e3 / ns.best,
+        cpu_share: (cpu / wall).min(1.0),
+        median_ns: ns.median,
+        baseline_median_ns: baseline_ns.median,
+        packets: packets * u64::from(effort.rounds),
+        rounds: effort.rounds,
+        reply_share: connections.replies.len() as f64
+            / (connections.requests.len() + connections.replies.len()) as f64,
+        servers: director::SERVERS,
+        local_addresses: if mode == Mode::Fullnat { director::LOCAL_ADDRESSES } else { 0 },
+        table_capacity: capacity,
+        buffers: ROTATION,
+        table_pages: machine::pages(measured.worker().program().flows().table().pages()),
+        buffer_pages: machine::pages(measured.pages()),
+    })
+}
+
+/// What a round took.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    cpu_ns: f64,
+    wall_ns: f64,
+}
+
+const fn warm_up(packets: u64) -> u64 {
+    (packets / WARM_UP).next_multiple_of(BURST as u64)
+}
+
+fn round<P: Program>(rig: &mut Rig<P>, packets: u64) -> Round {
+    rig.receive(warm_up(packets));
+    let (wall, cpu) = (Instant::now(), thread_cpu_ns());
+    rig.receive(packets);
+    let cpu_ns = thread_cpu_ns() - cpu;
+    Round { cpu_ns: cpu_ns as f64, wall_ns: wall.elapsed().as_nanos() as f64 }
+}
+
+/// CPU time of this thread: what other processes take away does not count.
+fn thread_cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The best and the middle one of several rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Figures {
+    best: f64,
+    median: f64,
+}
+
+impl Figures {
+    fn of(rounds: impl Iterator<Item = f64>) -> Self {
+        let mut rounds: Vec<_> = rounds.collect();
+        rounds.sort_by(f64::total_cmp);
+        Self { best: rounds[0], median: rounds[rounds.len() / 2] }
+    }
+}
+
+/// What a run must not lose.
+#[derive(Clone, Debug)]
+struct Counts {
+    sent: u64,
+    forwarded: u64,
+    drops: Vec<(DropReason, u64)>,
+}
+
+/// Turns the loop until everything counted is published, and reads it.
+fn counts(rig: &mut Rig<Pipeline>) -> Counts {
+    const PUBLISHED_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
+    let start = Instant::now();
+    while start.elapsed() < PUBLISHED_AFTER {
+        rig.turn();
+    }
+    let published = rig.worker().program().counters();
+    let drop = |&reason| (reason, published.get(counters::drop_reason(reason)));
+    Counts {
+        sent: rig.wire().sent(),
+        forwarded: published.get(counters::event(Event::Forwarded)),
+        drops: DropReason::ALL.iter().map(drop).collect(),
+    }
+}
+
+fn all_forwarded(before: Counts, after: Counts, packets: u64) -> anyhow::Result<()> {
+    for ((reason, before), (_, after)) in before.drops.into_iter().zip(after.drops) {
+        ensure!(before == after, "{} packets were dropped: {}", after - before, reason.describe());
+    }
+    let (sent, forwarded) = (after.sent - before.sent, after.forwarded - before.forwarded);
+    ensure!(sent == packets, "{sent} of {packets} packets left");
+    ensure!(forwarded == packets, "{forwarded} of {packets} packets were counted as forwarded");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_packet_is_an_error_that_says_why() {
+        let counts = |drops: u64| Counts {
+            sent: 10 - drops,
+            forwarded: 10 - drops,
+            drops: vec![(DropReason::TableFull, drops)],
+        };
+        let zero = Counts { sent: 0, forwarded: 0, drops: vec![(DropReason::TableFull, 0)] };
+        assert!(all_forwarded(zero.clone(), counts(0), 10).is_ok());
+        assert!(all_forwarded(zero.clone(), counts(0), 11).is_err());
+        let error = all_forwarded(zero, counts(2), 10).unwrap_err().to_string();
+        assert_eq!(error, "2 packets were dropped: the connection table is full");
+    }
+
+    #[test]
+    fn figures_are_the_best_and_the_middle_round() {
+        assert_eq!(Figures::of([3.0, 1.0, 2.0].into_iter()), Figures { best: 1.0, median: 2.0 });
+    }
+}
