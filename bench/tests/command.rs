@@ -1,0 +1,49 @@
+//! The command as it is typed: what it prints, and what it says about bad input.
+
+use std::process::{Command, Output};
+
+fn bench(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_shunt-bench")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn json_has_one_run_per_mode_and_number_of_flows() {
+    let few = ["--flows", "1,300", "--packets", "4000", "--rounds", "2"];
+    let output = bench(&[&["pipeline", "--json"][..], &few].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
+    let runs = report["runs"].as_array().unwrap();
+    let seen: Vec<_> =
+        runs.iter().map(|run| (run["mode"].as_str().unwrap(), run["flows"].as_u64().unwrap())).collect();
+    let modes = ["fullnat", "nat", "dr", "tun"];
+    assert_eq!(seen, modes.iter().flat_map(|&mode| [(mode, 1), (mode, 300)]).collect::<Vec<_>>());
+    for run in runs {
+        for figure in ["ns_per_packet", "baseline_ns", "mpps"] {
+            assert!(run[figure].as_f64().unwrap() > 0.0, "{figure}: {run}");
+        }
+        let share = run["cpu_share"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&share), "{run}");
+        let replies = matches!(run["mode"].as_str().unwrap(), "fullnat" | "nat");
+        assert_eq!(run["reply_share"].as_f64().unwrap(), if replies { 0.5 } else { 0.0 });
+        assert_eq!((&run["frame_bytes"], &run["family"]), (&64.into(), &"ipv4".into()));
+    }
+}
+
+#[test]
+fn bad_input_is_refused_with_a_message_that_names_it() {
+    for (arguments, names) in [
+        (&["pipeline", "--modes", "fullnat,half"][..], "no such forwarding mode"),
+        (&["pipeline", "--flows", "0"], "1..=4000000"),
+        (&["pipeline", "--flows", "many"], "many"),
+        (&["pipeline", "--packets", "-1"], "-1"),
+        (&["pipeline", "--quick", "--flows", "5"], "--quick"),
+        (&["pipelines"], "pipelines"),
+    ] {
+        let output = bench(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains(names), "{arguments:?}: {message}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
