@@ -1,6 +1,7 @@
 //! What the kernel knows about the network, as a plain value: links, addresses, routes, neighbours. [`crate::netlink`]
 //! fills it; everything here only looks.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use shunt_engine::port::MacAddr;
@@ -128,6 +129,16 @@ impl Kernel {
         self.addresses.iter().any(|own| own.address == address)
     }
 
+    /// Whether packets would take the same ways: all but the neighbours that are only looked for.
+    pub fn leads_like(&self, other: &Self) -> bool {
+        let known = |kernel: &Self| -> BTreeSet<_> {
+            let known = kernel.neighbours.iter().filter(|neighbour| neighbour.mac.is_some());
+            known.map(|neighbour| (neighbour.link, neighbour.address, neighbour.mac)).collect()
+        };
+        (&self.links, &self.addresses, &self.routes) == (&other.links, &other.addresses, &other.routes)
+            && known(self) == known(other)
+    }
+
     /// The station on the attached link that packets for `address` go to, with its link.
     pub fn next_station(&self, address: IpAddr) -> Option<(u32, IpAddr)> {
         match self.route_to(address)?.way {
@@ -189,6 +200,20 @@ pub(crate) mod tests {
         assert_eq!(kernel.next_station(ip("10.0.0.11")), Some((3, ip("10.0.0.11"))));
         assert_eq!(kernel.next_station(ip("2001:db8::1")), None);
         assert!(kernel.has_address(ip("10.0.0.1")) && !kernel.has_address(ip("10.0.0.11")));
+    }
+
+    #[test]
+    fn a_search_in_vain_changes_no_way_and_an_answer_does() {
+        let before = director();
+        let mut now = before.clone();
+        let mut sought =
+            Neighbour { address: ip("10.0.0.12"), mac: None, failed: true, ..now.neighbours[1].clone() };
+        now.neighbours.push(sought.clone());
+        now.neighbours.reverse();
+        assert!(now.leads_like(&before));
+        sought.mac = Some(MacAddr([2, 0, 0, 0, 1, 12]));
+        now.neighbours[0] = sought;
+        assert!(!now.leads_like(&before));
     }
 
     #[test]

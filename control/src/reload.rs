@@ -116,11 +116,15 @@ impl Daemon {
             return;
         }
         self.notice_ports(&kernel);
+        let same_ways = kernel.leads_like(&self.kernel);
         self.kernel = kernel;
         let stations = stations(&self.config, &self.kernel, &self.ports);
         neighbours::seek(&stations, &self.kernel, &self.netlink).await;
         if let Err(error) = self.adjust_neighbours(&stations).await {
             tracing::warn!("{error}");
+        }
+        if same_ways {
+            return;
         }
         let mut numbers = self.numbers.clone();
         match compile(&self.config, &self.kernel, &self.ports, &mut numbers) {
