@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use shunt_control::config::{Config, ConfigError};
+use shunt_control::config::{Config, ConfigError, ServerPort};
+use shunt_dataplane::server::Mode;
+use shunt_dataplane::service::OutOfState;
 
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -48,4 +50,27 @@ fn every_example_loads_without_a_warning() {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[test]
+fn what_is_unusual_but_right_loads_and_a_service_without_servers_is_a_warning() {
+    let text = "[[port]]\ninterface = \"eth0\"\n\
+        [[service]]\nname = \"all\"\nprotocol = \"tcp\"\nmode = \"nat\"\nlisten = [\"203.0.113.10:0\"]\n\
+        [[service]]\nname = \"some\"\nprotocol = \"tcp\"\nmode = \"dr\"\nlisten = [\"203.0.113.10:80\"]\n\
+        [[service.server]]\naddress = \"10.0.0.11:80\"\nweight = 0\n\
+        [[service.server]]\naddress = \"10.0.0.12\"\nmode = \"nat\"\n\
+        [[service]]\nname = \"same-port-udp\"\nprotocol = \"udp\"\nmode = \"tun\"\n\
+        listen = [\"203.0.113.10:80\"]\n[[service.server]]\naddress = \"10.0.0.11\"\n";
+    let loaded = Config::parse("unusual", text, false).unwrap();
+    assert!(
+        loaded.warnings.starts_with("warning: service \"all\": no [[service.server]]"),
+        "{}",
+        loaded.warnings
+    );
+    assert_eq!(loaded.warnings.matches("warning:").count(), 1);
+    let [all, some, udp] = &loaded.config.services[..] else { panic!("three services") };
+    assert_eq!(all.out_of_state, OutOfState::Reset);
+    assert_eq!(some.out_of_state, OutOfState::Drop, "a DR server's answers are not seen");
+    assert_eq!(some.servers[0].port, ServerPort::Same);
+    assert_eq!((some.servers[1].mode, udp.servers[0].mode), (Mode::Nat, Mode::Tun));
 }

@@ -48,7 +48,7 @@ fn shape_error(text: &str, error: &toml::de::Error, diagnostics: &mut Diagnostic
         } else {
             "here"
         };
-        diagnostics.error(place, message, label);
+        diagnostics.error(place, message.replace("expected i64", "expected a whole number"), label);
         return;
     };
     let diagnostic = diagnostics.error(place, format!("unknown key `{unknown}`"), "no such key here");
