@@ -88,6 +88,11 @@ impl<'a> Emit<'a> {
         self.staged.remaining_capacity()
     }
 
+    /// How many frames can be originated and sent in this call, as things are: [`Self::room`] and free buffers.
+    pub fn available(&self) -> usize {
+        self.room().min(self.pool.available())
+    }
+
     /// An empty frame, or `None` when the pool is empty or the call's bound is reached.
     pub fn alloc(&mut self) -> Option<Frame> {
         if self.staged.is_full() { None } else { self.pool.alloc() }
