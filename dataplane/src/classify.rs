@@ -87,12 +87,12 @@ pub struct Packet<A> {
 }
 
 impl<A> Packet<A> {
-    /// Whether the packet can open a connection by itself: a first SYN, or any datagram.
+    /// Whether the packet can open a connection by itself: a first SYN, or any datagram (its first fragment).
     #[inline]
     pub fn opens(&self) -> bool {
         match self.tuple.protocol {
             Protocol::Tcp => self.meta.tcp_flags & (flags::SYN | flags::RST | flags::ACK) == flags::SYN,
-            Protocol::Udp => true,
+            Protocol::Udp => self.meta.fragment != Fragmentation::Later,
         }
     }
 }

@@ -200,8 +200,10 @@ impl Flows {
         let Some(service) = service else {
             return self.refuse(cx, OutOfState::Reset, DropReason::OutOfState, packet, frame);
         };
-        let schedule =
-            service.out_of_state == OutOfState::Schedule && packet.meta.tcp_flags & flags::RST == 0;
+        // A later fragment says nothing about itself, and the service its first named may be another by now.
+        let schedule = service.out_of_state == OutOfState::Schedule
+            && packet.meta.tcp_flags & flags::RST == 0
+            && packet.meta.fragment != Fragmentation::Later;
         if packet.opens() || schedule {
             self.open(cx, service, packet, frame)
         } else {
@@ -383,7 +385,7 @@ impl Flows {
             Direction::Request => self.transmit.icmp_to_server(cx, conn, server, quoted, meta, frame),
             Direction::Reply => self.transmit.icmp_to_client(cx, conn, quoted, meta, frame),
         };
-        if matches!(decision, Decision::Forward(_)) {
+        if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
             cx.counters.event(Event::IcmpForwarded);
         }
         decision

@@ -76,7 +76,11 @@ impl Pipeline {
 
 impl Program for Pipeline {
     fn refresh(&mut self, _now: Instant) {
-        self.snapshot.refresh();
+        if self.snapshot.refresh() {
+            // What an older tenant of a slot left is not the newer one's, also before its first connection here.
+            self.snapshot.get().servers().for_each(|server| _ = self.counters.tenant(server.id));
+            self.publication.request(&self.counters);
+        }
     }
 
     fn on_burst(
@@ -148,7 +152,7 @@ impl Stages {
             Class::Flow(packet) if packet.meta.fragment == Fragmentation::First => {
                 self.first_fragment(cx, &packet, frame)
             }
-            Class::Flow(packet) => self.at_home(cx, &packet, frame),
+            Class::Flow(packet) => self.at_home(cx, cx.origin, &packet, frame),
             Class::Fragment(key, meta) => self.later_fragment(cx, key, meta, frame),
             Class::IcmpError(meta) => self.icmp_error(cx, meta, frame),
             Class::NotOurs => Decision::Punt,
@@ -158,8 +162,14 @@ impl Stages {
 
     /// A packet with a known tuple: processed if it is at home here, else handed on.
     #[inline]
-    fn at_home(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<V4>, frame: &mut Frame) -> Decision {
-        match self.elsewhere(cx, packet.role, &packet.tuple) {
+    fn at_home(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        origin: Origin,
+        packet: &Packet<V4>,
+        frame: &mut Frame,
+    ) -> Decision {
+        match self.elsewhere(origin, packet.role, &packet.tuple) {
             Some(decision) => decision,
             None => self.flows.packet(cx, packet, frame),
         }
@@ -167,26 +177,31 @@ impl Stages {
 
     /// What to do with a packet of `tuple` when its flow does not live here.
     #[inline]
-    fn elsewhere(&self, cx: &Context<'_, '_>, role: classify::Role, tuple: &Tuple<V4>) -> Option<Decision> {
+    fn elsewhere(&self, origin: Origin, role: classify::Role, tuple: &Tuple<V4>) -> Option<Decision> {
         let home = self.flows.home_of(role, tuple);
         if home == self.flows.worker || self.flows.is_here(tuple) {
             return None;
         }
-        Some(match cx.origin {
+        Some(match origin {
             Origin::Handoff(from) if from == home => Decision::Drop(DropReason::HandoffLoop),
             Origin::Handoff(_) | Origin::Port => Decision::Handoff(home),
         })
     }
 
-    /// All fragments of a packet meet on one worker first, whatever ports they have or lack.
+    /// All fragments of a packet meet on one worker first, whatever ports they have or lack. `Err` sends the fragment
+    /// there; `Ok` says how it came here, the way to the meeting left out: from there it may well go back home.
     fn fragments_meet(
         &self,
-        cx: &Context<'_, '_>,
+        origin: Origin,
         key: &FragmentKey<V4>,
         protocol: Protocol,
-    ) -> Option<Decision> {
+    ) -> Result<Origin, Decision> {
         let meeting = self.flows.fragment_home(key, protocol);
-        (cx.origin == Origin::Port && meeting != self.flows.worker).then_some(Decision::Handoff(meeting))
+        match origin {
+            _ if meeting == self.flows.worker => Ok(Origin::Port),
+            Origin::Port => Err(Decision::Handoff(meeting)),
+            Origin::Handoff(_) => Ok(origin),
+        }
     }
 
     fn first_fragment(
@@ -196,14 +211,20 @@ impl Stages {
         frame: &mut Frame,
     ) -> Decision {
         let key = fragment_key(frame.data(), packet);
-        if let Some(decision) = self.fragments_meet(cx, &key, packet.tuple.protocol) {
-            return decision;
-        }
+        let origin = match self.fragments_meet(cx.origin, &key, packet.tuple.protocol) {
+            Ok(origin) => origin,
+            Err(decision) => return decision,
+        };
         self.fragments.learn(key, packet.role, packet.tuple, cx.now);
-        let decision = self.at_home(cx, packet, frame);
+        let decision = self.at_home(cx, origin, packet, frame);
         while let Some(mut held) = self.fragments.take(&key) {
+            if cx.emit.room() == 0 {
+                cx.count(Decision::Drop(DropReason::NoBuffer));
+                cx.emit.free(held.frame);
+                continue;
+            }
             cx.counters.event(Event::FragmentsFollowed);
-            let decision = self.at_home(cx, &Packet { meta: held.meta, ..*packet }, &mut held.frame);
+            let decision = self.at_home(cx, origin, &Packet { meta: held.meta, ..*packet }, &mut held.frame);
             cx.count(decision);
             cx.emit.release(decision.into(), held.frame);
         }
@@ -218,12 +239,13 @@ impl Stages {
         frame: &mut Frame,
     ) -> Decision {
         let Some(protocol) = Protocol::from_number(key.protocol) else { return Decision::Punt };
-        if let Some(decision) = self.fragments_meet(cx, &key, protocol) {
-            return decision;
-        }
+        let origin = match self.fragments_meet(cx.origin, &key, protocol) {
+            Ok(origin) => origin,
+            Err(decision) => return decision,
+        };
         if let Some((role, tuple)) = self.fragments.lookup(&key, cx.now) {
             cx.counters.event(Event::FragmentsFollowed);
-            return self.at_home(cx, &Packet { role, tuple, meta }, frame);
+            return self.at_home(cx, origin, &Packet { role, tuple, meta }, frame);
         }
         if !self.fragments.has_room() {
             return Decision::Drop(DropReason::FragmentsFull);
@@ -235,11 +257,15 @@ impl Stages {
     }
 
     fn icmp_error(&mut self, cx: &mut Context<'_, '_>, meta: Meta, frame: &mut Frame) -> Decision {
+        // In pieces it cannot be translated: its later fragments have no quote. The kernel gets all of it.
+        if meta.fragment != Fragmentation::Whole {
+            return Decision::Punt;
+        }
         let Some(quoted) = icmp::quoted(frame.data(), &meta) else { return Decision::Punt };
         // What the quoted packet's receiver would answer is what we know the flow by.
         let tuple = quoted.tuple.reversed();
         let Some(role) = classify::role(&tuple, cx.snapshot) else { return Decision::Punt };
-        match self.elsewhere(cx, role, &tuple) {
+        match self.elsewhere(cx.origin, role, &tuple) {
             Some(decision) => decision,
             None => self.flows.icmp_error(cx, &tuple, &quoted, &meta, frame),
         }

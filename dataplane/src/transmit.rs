@@ -13,6 +13,7 @@ use crate::neigh::{HopId, NextHop};
 use crate::server::{Mode, Server};
 use crate::tuple::{Address, V4};
 use crate::verdict::{Decision, DropReason};
+use crate::wire::ethernet::ethertype;
 
 /// How one worker sends, with its share of what is rate-limited.
 #[derive(Debug, Default)]
@@ -46,14 +47,14 @@ impl Transmit {
             Ok(link) => link,
             Err(reason) => return Decision::Drop(reason),
         };
-        let overhead = if server.mode == Mode::Tun { tun::OVERHEAD } else { 0 };
+        let overhead = overhead(conn.mode());
         let fits = match self.check(cx, &link, overhead, meta, frame) {
             Ok(fits) => fits,
             Err(reason) => return Decision::Drop(reason),
         };
         let later = meta.fragment == Fragmentation::Later;
         let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
-        match server.mode {
+        match conn.mode() {
             Mode::Fullnat if later => {
                 fullnat::later(frame.data_mut(), l3, conn.peer.address, conn.server.address)
             }
@@ -64,7 +65,7 @@ impl Transmit {
             Mode::Nat => nat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.server),
             Mode::Dr | Mode::Tun => dr::request::<V4>(frame.data_mut(), l3),
         }
-        let encapsulate = (server.mode == Mode::Tun).then(|| tunnel_ends(&link, conn));
+        let encapsulate = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
         self.leave(cx, &link, encapsulate, fits, meta, frame)
     }
 
@@ -175,6 +176,10 @@ impl Transmit {
         let Some(parts) = split::fragments(packet, link.hop.mtu.saturating_sub(overhead)) else {
             return Decision::Drop(DropReason::MtuExceeded);
         };
+        // All parts or none: a receiver can do nothing with some.
+        if parts.clone().count() > cx.emit.available() {
+            return Decision::Drop(DropReason::NoBuffer);
+        }
         for part in parts {
             let Some(mut out) = cx.emit.alloc() else { return Decision::Drop(DropReason::NoBuffer) };
             if !part.write(&mut out) || self.dress(link, tunnel, 0, &mut out).is_err() {
@@ -202,10 +207,11 @@ impl Transmit {
             Ok(link) => link,
             Err(reason) => return Decision::Drop(reason),
         };
-        if meta.ttl <= 1 {
-            return Decision::Drop(DropReason::TtlExceeded);
-        }
-        match server.mode {
+        let fits = match check_error(&link, overhead(conn.mode()), meta) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        match conn.mode() {
             Mode::Fullnat => {
                 let outer = icmp::Outer { src: Some(conn.peer.address), dst: conn.server.address };
                 icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.peer);
@@ -216,8 +222,8 @@ impl Transmit {
             }
             Mode::Dr | Mode::Tun => dr::request::<V4>(frame.data_mut(), usize::from(meta.l3)),
         }
-        let encapsulate = (server.mode == Mode::Tun).then(|| tunnel_ends(&link, conn));
-        self.leave(cx, &link, encapsulate, true, meta, frame)
+        let encapsulate = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
+        self.leave(cx, &link, encapsulate, fits, meta, frame)
     }
 
     /// An ICMP error that the server's side sent about a client's packet: on to the client.
@@ -233,13 +239,14 @@ impl Transmit {
             Ok(link) => link,
             Err(reason) => return Decision::Drop(reason),
         };
-        if meta.ttl <= 1 {
-            return Decision::Drop(DropReason::TtlExceeded);
-        }
+        let fits = match check_error(&link, 0, meta) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
         // The VIP speaks for everything behind it, as in LVS: inner addresses stay inside.
         let outer = icmp::Outer { src: Some(conn.vip.address), dst: conn.client.address };
         icmp::translate(frame.data_mut(), meta, quoted, outer, conn.client, conn.vip);
-        self.leave(cx, &link, None, true, meta, frame)
+        self.leave(cx, &link, None, fits, meta, frame)
     }
 
     /// Answers a TCP segment with a RST, back the way it came.
@@ -269,6 +276,23 @@ impl Transmit {
         let source = own_address(cx, packet);
         let sent = send_back(cx, meta, frame, |out| icmp::error(out, error, source, packet));
         cx.counters.event(if sent { Event::IcmpSent } else { Event::IcmpSuppressed });
+    }
+}
+
+/// Whether an ICMP error may travel on, and fits. If not it goes silently: nothing answers an ICMP error.
+fn check_error(link: &Link<'_>, overhead: u16, meta: &Meta) -> Result<bool, DropReason> {
+    if meta.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    let fits = meta.l3_len() <= link.hop.mtu.saturating_sub(overhead);
+    if fits || !meta.dont_fragment { Ok(fits) } else { Err(DropReason::MtuExceeded) }
+}
+
+/// What `mode` adds to a packet, in bytes.
+const fn overhead(mode: Mode) -> u16 {
+    match mode {
+        Mode::Tun => tun::OVERHEAD,
+        Mode::Fullnat | Mode::Nat | Mode::Dr => 0,
     }
 }
 
@@ -303,13 +327,24 @@ fn send_back(
     cx.emit.send(port, out)
 }
 
-/// Keeps the way back to the client: its next hop while the routes stay, and the station its packets come from.
+/// Keeps the way back to the client: its next hop while the routes stay, and the station its packets come from if that
+/// is on the client's own network. On another it is a router, whose link address means nothing on the client's.
 #[inline]
 fn learn_client(conn: &mut Conn<V4>, cx: &Context<'_, '_>, frame: &Frame) {
-    if let Some(source) = frame.data().get(6..12) {
-        conn.client_mac.copy_from_slice(source);
-    }
     refresh_route(conn, cx);
+    if let Some(hop) = cx.snapshot.hop(HopId(conn.client_hop))
+        && hop.attached
+        && hop.port == frame.port()
+        && let Some(&[.., s0, s1, s2, s3, s4, s5, t0, t1, v0, v1]) = frame.data().first_chunk::<16>()
+        // A group address is no station's.
+        && s0 & 1 == 0
+    {
+        let tag = u16::from_be_bytes([v0, v1]) & 0x0fff;
+        let vid = if [t0, t1] == ethertype::VLAN.to_be_bytes() { tag } else { 0 };
+        if vid == hop.vid.unwrap_or(0) {
+            conn.client_mac = [s0, s1, s2, s3, s4, s5];
+        }
+    }
 }
 
 #[inline]

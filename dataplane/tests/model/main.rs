@@ -115,7 +115,7 @@ struct Model {
     setup: Setup,
     workers: usize,
     flows: Vec<Flow>,
-    /// The newest server each worker has opened a connection to, per slot: whose counts it shows. And how many.
+    /// The newest server of each slot that a worker has opened a connection to: whose counts it shows. And how many.
     tenants: HashMap<(usize, usize), (u32, u64)>,
     /// The server picked last per service, unless a pick went unseen since.
     last_pick: [Option<ServerId>; SERVICES.len()],
@@ -174,6 +174,18 @@ impl Model {
     fn reload(&mut self, change: impl FnOnce(&mut Setup)) {
         change(&mut self.setup);
         self.lab.reload(&self.setup);
+        // A new tenant of a slot starts at zero on every worker.
+        for (worker, slot) in (0..self.workers).flat_map(|w| (0..self.setup.slots.len()).map(move |s| (w, s)))
+        {
+            let Slot { present, generation, .. } = self.setup.slots[slot];
+            if let Some(tenant) = self.tenants.get_mut(&(worker, slot))
+                && present
+                && tenant.0 != generation
+            {
+                *tenant = (generation, 0);
+            }
+        }
+        self.lab.pass(Duration::ZERO);
     }
 
     fn client(&mut self, port: u16, service: usize, flags: u8, queue: usize) {
