@@ -7,6 +7,7 @@ mod parse;
 mod raw;
 mod resolve;
 mod service;
+mod shape;
 mod words;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -11,18 +11,12 @@ use super::diagnostic::Diagnostics;
 use super::parse::{self, nearest};
 use super::raw::{self, Typed};
 use super::words::{Driver, Idle, Word, XdpMode};
-use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service};
+use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service, shape};
 
 /// The configuration in `text`. `None` when the text is not even TOML of the right shape; otherwise the value is
 /// good exactly if `diagnostics` has no errors.
 pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Config> {
-    let file: raw::File = match toml::from_str(text) {
-        Ok(file) => file,
-        Err(error) => {
-            shape_error(text, &error, diagnostics);
-            return None;
-        }
-    };
+    let file = shape::read(text, diagnostics)?;
     let timeouts = timeouts(&file.timeouts, diagnostics);
     let services: Vec<_> =
         file.service.iter().map(|typed| service::service(typed, &timeouts, diagnostics)).collect();
@@ -36,32 +30,6 @@ pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Confi
         ports: ports(&file.port, diagnostics),
         services: services.into_iter().map(|placed| placed.service).collect(),
     })
-}
-
-/// TOML's own errors: syntax, unknown keys, wrong types. The reader stops at the first.
-fn shape_error(text: &str, error: &toml::de::Error, diagnostics: &mut Diagnostics) {
-    let place = error.span().unwrap_or(0..0);
-    let message = error.message();
-    let Some((unknown, known)) = unknown_key(message) else {
-        let label = if text.get(place.clone()).is_some_and(|typed| typed.starts_with('[')) {
-            "in this table"
-        } else {
-            "here"
-        };
-        diagnostics.error(place, message.replace("expected i64", "expected a whole number"), label);
-        return;
-    };
-    let diagnostic = diagnostics.error(place, format!("unknown key `{unknown}`"), "no such key here");
-    diagnostic.help(match nearest(unknown, known.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("keys here are {}", list(known)),
-    });
-}
-
-/// The key and its alternatives in serde's sentence about an unknown field.
-fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
-    let mut quoted = message.strip_prefix("unknown field `")?.split('`').step_by(2);
-    Some((quoted.next()?, quoted.filter(|word| !word.is_empty()).collect()))
 }
 
 /// `a, b and c`, each in backquotes.

@@ -1,0 +1,120 @@
+//! TOML's own errors: syntax, unknown keys, wrong types. The reader stops at the first; to show all of them at once,
+//! the entry it stopped at is blanked out and the rest is read again.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::Diagnostics;
+use super::parse::nearest;
+use super::raw;
+use super::resolve::list;
+
+/// Errors of this kind that are shown of one file.
+const ERRORS_MAX: usize = 50;
+
+/// The file as typed. Unknown keys are reported and left out; `None` after any other error, for what the file means
+/// without a value that was meant is anybody's guess.
+pub(super) fn read(text: &str, diagnostics: &mut Diagnostics) -> Option<raw::File> {
+    let mut rest = text.to_owned();
+    let mut only_unknown_keys = true;
+    for _ in 0..ERRORS_MAX {
+        let error = match toml::from_str(&rest) {
+            Ok(file) => return only_unknown_keys.then_some(file),
+            Err(error) => error,
+        };
+        only_unknown_keys &= report(text, &error, diagnostics);
+        rest = error.span().and_then(|place| without(&rest, &place))?;
+    }
+    None
+}
+
+/// Notes an error. Returns whether it is an unknown key.
+fn report(text: &str, error: &toml::de::Error, diagnostics: &mut Diagnostics) -> bool {
+    let place = error.span().unwrap_or(0..0);
+    let message = error.message();
+    let Some((unknown, known)) = unknown_key(message) else {
+        let table = text.get(place.clone()).is_some_and(|typed| typed.starts_with('['));
+        let message = message.replace("expected i64", "expected a whole number");
+        diagnostics.error(place, message, if table { "in this table" } else { "here" });
+        return false;
+    };
+    let diagnostic = diagnostics.error(place, format!("unknown key `{unknown}`"), "no such key here");
+    diagnostic.help(match nearest(unknown, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("keys here are {}", list(known)),
+    });
+    true
+}
+
+/// The key and its alternatives in serde's sentence about an unknown field.
+fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
+    let mut quoted = message.strip_prefix("unknown field `")?.split('`').step_by(2);
+    Some((quoted.next()?, quoted.filter(|word| !word.is_empty()).collect()))
+}
+
+/// `text` with the `key = value` at `place` (of either) blanked out, every other byte where it was. `None` when there is
+/// none, or what is left is no TOML (a table's header, a part of a dotted key).
+fn without(text: &str, place: &Range<usize>) -> Option<String> {
+    let table = DeTable::parse(text).ok()?;
+    let entry = entry_at(table.get_ref(), place)?;
+    let blank: String = text[entry.clone()]
+        .chars()
+        .map(|c| if c == '\n' { "\n".into() } else { " ".repeat(c.len_utf8()) })
+        .collect();
+    let rest = [&text[..entry.start], &blank, &text[entry.end..]].concat();
+    DeTable::parse(&rest).is_ok().then_some(rest)
+}
+
+/// The bytes of the innermost `key = value` whose key or value is at `place`.
+fn entry_at(table: &DeTable<'_>, place: &Range<usize>) -> Option<Range<usize>> {
+    table.iter().find_map(|(key, value)| {
+        let here = key.span() == *place || value.span() == *place;
+        let plain = !matches!(value.get_ref(), DeValue::Table(_)) && value.span().start >= key.span().end;
+        if here && plain { Some(key.span().start..value.span().end) } else { entry_in(value, place) }
+    })
+}
+
+fn entry_in(value: &Spanned<DeValue<'_>>, place: &Range<usize>) -> Option<Range<usize>> {
+    match value.get_ref() {
+        DeValue::Table(table) => entry_at(table, place),
+        DeValue::Array(values) => values.iter().find_map(|value| entry_in(value, place)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(text: &str) -> (usize, bool) {
+        let mut diagnostics = Diagnostics::default();
+        let file = read(text, &mut diagnostics);
+        (diagnostics.iter().count(), file.is_some())
+    }
+
+    #[test]
+    fn every_unknown_key_is_found_and_the_rest_is_read() {
+        let text =
+            "[engine]\nworkrs = 2\nidl = \"ü\"\n[[service]]\nnam = \"web\"\n[[service.server]]\nwieght = 1\n";
+        assert_eq!(errors(text), (4, true));
+    }
+
+    #[test]
+    fn wrong_types_are_all_found_but_the_rest_is_not_interpreted() {
+        assert_eq!(errors("[engine]\nworkers = \"two\"\nidle = 3\nworkrs = 1\n"), (3, false));
+    }
+
+    #[test]
+    fn syntax_errors_and_unknown_tables_end_the_reading() {
+        assert_eq!(errors("[engine\nworkrs = 1\n"), (1, false));
+        assert_eq!(errors("[engin]\nworkrs = 1\n"), (1, false));
+        assert_eq!(errors("engine.workrs = 1\n"), (1, false));
+    }
+
+    #[test]
+    fn a_key_in_an_inline_table_that_cannot_be_cut_out_ends_the_reading() {
+        assert_eq!(errors("engine = { workrs = 1, workers = 2 }\n"), (1, false));
+    }
+}
