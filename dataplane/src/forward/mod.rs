@@ -303,11 +303,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_packet_without_link_header_gets_one() {
+    fn a_packet_without_link_header_gets_one_with_twelve_bits_of_vlan() {
         let packet = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").payload(*b"data");
         let (mut frame, mut pool) = frame(&packet.build_ip());
         let (source, destination) = (PacketBuilder::SOURCE, PacketBuilder::DESTINATION);
-        set_link(&mut frame, 0, source, destination, Some(9)).unwrap();
+        set_link(&mut frame, 0, source, destination, Some(0xf009)).unwrap();
         assert_eq!(frame.data(), packet.vlan(9).build());
         pool.free(frame);
     }
