@@ -1,0 +1,196 @@
+//! The real `shunt` in the lab's director.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::lab::{Lab, MODES, within};
+
+const SHUNT: &str = env!("CARGO_BIN_EXE_shunt");
+
+/// How shunt gets at the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    Native,
+    Generic,
+    AfPacket,
+}
+
+/// What a story changes in the lab's configuration.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) driver: Driver,
+    pub(crate) workers: u32,
+    /// Each mode's servers, by the last byte of their address.
+    pub(crate) servers: Vec<u8>,
+    /// Text at the end of the file.
+    pub(crate) more: String,
+}
+
+impl Config {
+    /// One worker, three servers.
+    pub(crate) fn new(driver: Driver) -> Self {
+        Self { driver, workers: 1, servers: vec![11, 12, 13], more: String::new() }
+    }
+
+    /// Four modes on the lab's VIPs: HTTP on port 80, on port 8000 mapped to the servers' 8080 where the mode can, and
+    /// the UDP echo on 9000.
+    fn text(&self, socket: &str) -> String {
+        let port = match self.driver {
+            Driver::Native => "driver = \"af_xdp\"\nxdp = \"native\"",
+            Driver::Generic => "driver = \"af_xdp\"\nxdp = \"generic\"",
+            Driver::AfPacket => "driver = \"af_packet\"",
+        };
+        let mut text = format!(
+            "[engine]\nworkers = {}\nmanage_addresses = true\n[api]\nsocket = {socket:?}\n\
+             [[port]]\ninterface = \"front\"\n{port}\n[[port]]\ninterface = \"back\"\n{port}\n",
+            self.workers
+        );
+        for (mode, vip) in MODES {
+            self.service(&mut text, mode, "web", &format!("{vip}:80"), "tcp", 80);
+            self.service(&mut text, mode, "echo", &format!("{vip}:9000"), "udp", 9000);
+            if matches!(mode, "fullnat" | "nat") {
+                self.service(&mut text, mode, "mapped", &format!("{vip}:8000"), "tcp", 8080);
+            }
+        }
+        text + &self.more
+    }
+
+    fn service(&self, text: &mut String, mode: &str, name: &str, listen: &str, protocol: &str, port: u16) {
+        let local = if mode == "fullnat" { "local = [\"10.2.0.200\"]\n" } else { "" };
+        write!(
+            text,
+            "[[service]]\nname = \"{mode}-{name}\"\nlisten = [\"{listen}\"]\nprotocol = \"{protocol}\"\n\
+             mode = \"{mode}\"\nscheduler = \"rr\"\n{local}"
+        )
+        .unwrap();
+        for server in &self.servers {
+            write!(text, "[[service.server]]\naddress = \"10.2.0.{server}:{port}\"\n").unwrap();
+        }
+    }
+}
+
+/// A running daemon. Dropping it kills it.
+pub(crate) struct Daemon {
+    folder: PathBuf,
+    namespace: String,
+    process: Child,
+}
+
+impl Daemon {
+    /// Starts the daemon with a configuration and waits until it answers.
+    pub(crate) fn start(lab: &mut Lab, config: &Config) {
+        let folder = lab.folder().to_owned();
+        let namespace = lab.namespace("director");
+        std::fs::write(folder.join("shunt.toml"), config.text(&folder.join("shunt.sock").to_string_lossy()))
+            .unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(folder.join("shunt.log")).unwrap();
+        let process = Command::new("ip")
+            .args(["netns", "exec", &namespace, SHUNT, "run", "-c"])
+            .arg(folder.join("shunt.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut daemon = Self { folder, namespace, process };
+        within(Duration::from_secs(20), "the daemon answers", || {
+            let ended = daemon.process.try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended at start:\n{}", daemon.log());
+            daemon.answers()
+        });
+        daemon.knows_every_neighbour();
+        lab.daemon = Some(daemon);
+    }
+
+    /// Runs a `shunt` command that talks to the daemon.
+    pub(crate) fn shunt(&self, words: &[&str]) -> Output {
+        Command::new("ip")
+            .args(["netns", "exec", &self.namespace, SHUNT])
+            .args(words)
+            .arg("--socket")
+            .arg(self.folder.join("shunt.sock"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Replaces the file's text by another configuration and has it loaded. The story fails if that is refused.
+    pub(crate) fn reload(&self, config: &Config) {
+        let text = config.text(&self.folder.join("shunt.sock").to_string_lossy());
+        std::fs::write(self.folder.join("shunt.toml"), text).unwrap();
+        let output = self.shunt(&["reload"]);
+        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
+    }
+
+    /// `status --json`.
+    pub(crate) fn status(&self) -> Value {
+        serde_json::from_slice(&self.shunt(&["status", "--json"]).stdout).unwrap()
+    }
+
+    /// Waits until each mode's first web server has got so many packets.
+    pub(crate) fn serves_every_mode(&self, packets: u64) {
+        within(Duration::from_secs(10), "each mode's download runs", || {
+            let status = self.status();
+            let services = status["services"].as_array().unwrap();
+            MODES.iter().all(|(mode, _)| {
+                let web = services.iter().find(|service| service["name"] == format!("{mode}-web")).unwrap();
+                web["servers"][0]["packets_in"].as_u64().unwrap() > packets
+            })
+        });
+    }
+
+    /// The sum over all workers of one of their own counters.
+    pub(crate) fn worker_counter(&self, name: &str) -> u64 {
+        let status: Value =
+            serde_json::from_slice(&self.shunt(&["status", "--workers", "--json"]).stdout).unwrap();
+        let workers = status["workers"].as_array().unwrap();
+        workers.iter().map(|worker| worker["counters"][name].as_u64().unwrap()).sum()
+    }
+
+    /// The sum over all receive queues of one of their counters.
+    pub(crate) fn rx_counter(&self, name: &str) -> u64 {
+        let status: Value =
+            serde_json::from_slice(&self.shunt(&["status", "--workers", "--json"]).stdout).unwrap();
+        let workers = status["workers"].as_array().unwrap();
+        let queues = workers.iter().flat_map(|worker| worker["rx"].as_array().unwrap());
+        queues.map(|queue| queue["counters"][name].as_u64().unwrap()).sum()
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("shunt.log")).unwrap_or_default()
+    }
+
+    /// Sends a signal and waits for the end.
+    pub(crate) fn end(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+        within(Duration::from_secs(15), "the daemon ends", || self.process.try_wait().unwrap().is_some());
+    }
+
+    fn answers(&self) -> bool {
+        self.shunt(&["status"]).status.success()
+    }
+
+    fn knows_every_neighbour(&self) {
+        within(Duration::from_secs(10), "every server's next hop is known", || {
+            let status = self.status();
+            let services = status["services"].as_array().unwrap();
+            services
+                .iter()
+                .flat_map(|service| service["servers"].as_array().unwrap())
+                .all(|s| s["next_hop"].is_string())
+        });
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

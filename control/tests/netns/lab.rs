@@ -1,0 +1,203 @@
+//! The network of a story. The topology itself is in `scripts/lab`, whose head has the picture and the addresses.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::capture::{Capture, Judged};
+use crate::daemon::Daemon;
+
+/// The modes, with the VIP the lab's servers expect for each.
+pub(crate) const MODES: [(&str, &str); 4] =
+    [("fullnat", "203.0.113.10"), ("nat", "203.0.113.20"), ("dr", "203.0.113.30"), ("tun", "203.0.113.40")];
+
+/// Every place where a frame may be looked at: (namespace, interface).
+pub(crate) const EDGES: [(&str, &str); 7] = [
+    ("client", "front"),
+    ("client", "back"),
+    ("director", "front"),
+    ("director", "back"),
+    ("rs1", "eth0"),
+    ("rs2", "eth0"),
+    ("rs3", "eth0"),
+];
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
+
+/// How the cables are made.
+#[derive(Clone, Copy)]
+pub(crate) struct Cables {
+    pub(crate) queues: u32,
+    /// The peers' transmit offloads: with them, frames arrive with partial checksums.
+    pub(crate) offload: bool,
+}
+
+/// One queue, every frame complete on every edge.
+pub(crate) const PLAIN: Cables = Cables { queues: 1, offload: false };
+
+/// A lab that stands until it is dropped.
+pub(crate) struct Lab {
+    prefix: String,
+    /// Captures, configuration and log. Outlives the story only if that failed.
+    folder: PathBuf,
+    pub(crate) captures: Vec<Capture>,
+    pub(crate) daemon: Option<Daemon>,
+}
+
+impl Lab {
+    /// Builds a lab under a name of its own.
+    pub(crate) fn new(story: &str, cables: Cables) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        assert!(rustix::process::geteuid().is_root(), "stories make network namespaces and need root");
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        if number == 0 {
+            remove_orphans();
+        }
+        let prefix = format!("story-{}-{number}-", std::process::id());
+        let folder =
+            std::env::temp_dir().join(format!("shunt-stories/{story}-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let lab = Self { prefix, folder, captures: Vec::new(), daemon: None };
+        let (queues, offload) = (cables.queues.to_string(), if cables.offload { "on" } else { "off" });
+        succeed(Command::new(SCRIPT).args(["up", &lab.prefix, "--queues", &queues, "--offload", offload]));
+        lab
+    }
+
+    /// The story's own files.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The name of the namespace of `client`, `director`, `switch`, `rs1` …
+    pub(crate) fn namespace(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// `program` in a namespace, to be run or spawned. It is killed after a minute.
+    pub(crate) fn command(&self, name: &str, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(name), "timeout", "-k", "1", "60", program]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a shell script in a namespace. Returns stdout; the story fails if the script does.
+    pub(crate) fn sh(&self, name: &str, script: &str) -> String {
+        let output = succeed(self.command(name, "bash").args(["-euo", "pipefail", "-c", script]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Fetches a URL from the client. The story fails if that fails.
+    pub(crate) fn get(&self, url: &str) -> String {
+        self.sh("client", &format!("curl -sS --fail --max-time 10 '{url}'")).trim_end().to_owned()
+    }
+
+    /// Fetches a URL from the client `times` times, each on a connection of its own. Returns how often each of the
+    /// servers rs1, rs2 and rs3 answered.
+    pub(crate) fn shares(&self, url: &str, times: usize) -> [usize; 3] {
+        let answers = self
+            .sh("client", &format!("for _ in $(seq {times}); do curl -sS --fail --max-time 5 '{url}'; done"));
+        assert_eq!(answers.lines().count(), times, "{answers}");
+        ["rs1", "rs2", "rs3"].map(|server| answers.lines().filter(|line| *line == server).count())
+    }
+
+    /// The SHA-256 of what the client gets from a URL.
+    pub(crate) fn sum_of_download(&self, url: &str) -> String {
+        self.sh("client", &format!("curl -sS --fail --max-time 50 '{url}' | sha256sum"))
+    }
+
+    /// The SHA-256 of what the servers have under `file`.
+    pub(crate) fn sum_of_file(&self, file: &str) -> String {
+        self.sh("client", &format!("sha256sum </tmp/shunt-lab/{}/www/{file}", self.prefix))
+    }
+
+    /// Sends a datagram to `to:9000` from the client and returns the answer.
+    pub(crate) fn udp_echo(&self, to: &str, text: &str) -> String {
+        let script = format!(
+            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)\n\
+             s.sendto(b'{text}', ('{to}', 9000)); print(s.recvfrom(9000)[0].decode())"
+        );
+        let output = succeed(self.command("client", "/usr/bin/python3").args(["-c", &script]));
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// Records an edge from now on.
+    pub(crate) fn capture(&mut self, name: &str, interface: &str) {
+        let capture = Capture::start(self, name, interface);
+        self.captures.push(capture);
+    }
+
+    /// Records every edge from now on.
+    pub(crate) fn capture_everywhere(&mut self) {
+        for (name, interface) in EDGES {
+            self.capture(name, interface);
+        }
+    }
+
+    /// Ends all captures and lets tshark judge their checksums.
+    pub(crate) fn judge(&mut self, judged: Judged) {
+        for capture in &mut self.captures {
+            capture.stop();
+        }
+        for capture in &self.captures {
+            capture.has_no_wrong_checksum(judged);
+        }
+    }
+
+    /// The running daemon.
+    pub(crate) fn shunt(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("the story has started the daemon")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(self.daemon.take());
+        for capture in &mut self.captures {
+            capture.stop();
+        }
+        let _ = Command::new(SCRIPT).args(["down", &self.prefix]).status();
+        if std::thread::panicking() {
+            eprintln!("the story failed; its captures, configuration and log: {}", self.folder.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// Runs a command that must succeed.
+pub(crate) fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Waits until `done`, at most `limit`. Returns how long it took.
+pub(crate) fn within(limit: Duration, what: &str, mut done: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < limit, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    started.elapsed()
+}
+
+/// Takes down labs of test processes that were killed before they could.
+fn remove_orphans() {
+    let output = succeed(Command::new(SCRIPT).arg("list"));
+    for prefix in String::from_utf8_lossy(&output.stdout).lines() {
+        let Some(pid) = prefix.strip_prefix("story-").and_then(|rest| rest.split('-').next()) else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            let _ = Command::new(SCRIPT).args(["down", prefix]).status();
+        }
+    }
+}

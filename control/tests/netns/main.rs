@@ -1,0 +1,21 @@
+//! Stories: the real daemon between real kernels, nginx and curl, in the network namespaces of `scripts/lab`.
+//!
+//! One story per file. [`lab`] builds the network, [`daemon`] runs shunt in it, [`capture`] records every edge and lets
+//! tshark be the judge. A story that fails leaves its captures and the daemon's log and prints where.
+//! Needs root and what `scripts/setup` installs; what cannot run fails.
+#![allow(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
+
+mod capture;
+mod concurrent;
+mod crash;
+mod daemon;
+mod director_service;
+mod downloads;
+mod lab;
+mod lab_itself;
+mod modes;
+mod neighbour;
+mod offloads;
+mod reload;
+mod stop;
+mod workers;
