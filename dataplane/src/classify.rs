@@ -119,7 +119,7 @@ const ICMP: u8 = 1;
 const ICMP_ERRORS: [u8; 4] = [3, 4, 11, 12];
 
 /// Says what `frame` is. Pure, bounded and without panic for any bytes.
-#[inline]
+#[inline(always)]
 pub fn classify(frame: &[u8], snapshot: &Snapshot) -> Class {
     let Some(&[m0, m1, m2, m3, m4, m5, _, _, _, _, _, _, t0, t1]) = frame.first_chunk::<14>() else {
         return Class::NotOurs;
@@ -157,6 +157,7 @@ impl Ipv4 {
     const DONT_FRAGMENT: u16 = 0x4000;
     const OFFSET: u16 = 0x1fff;
 
+    #[inline(always)]
     fn read(bytes: &[u8]) -> Option<Self> {
         let header = bytes.first_chunk::<20>()?;
         let header_len = usize::from(header[0] & 15) * 4;
@@ -184,70 +185,87 @@ impl Ipv4 {
     }
 }
 
+/// By what a packet is ours.
+enum Ours {
+    /// Ports, by one of our tables.
+    Ports(Role, Tuple<V4>),
+    /// The address of a later fragment.
+    Fragment,
+    /// The address of an ICMP error.
+    IcmpError,
+}
+
+/// Built once, at the end and field by field: a class that is copied while it is still being written costs more than
+/// all of its checks.
+#[inline(always)]
 fn ipv4(frame: &[u8], l3: usize, snapshot: &Snapshot) -> Class {
     let Some(ip) = Ipv4::read(&frame[l3..]) else { return Class::NotOurs };
     let l4 = l3 + ip.header_len;
     let fragment = ip.fragmentation();
-    let meta = Meta {
+    let Some(ours) = ours(frame, l4, &ip, fragment, snapshot) else { return Class::NotOurs };
+    if ip.total_len < ip.header_len || l3 + ip.total_len > frame.len() {
+        return Class::Drop(DropReason::BadLength);
+    }
+    if !header_sums_up(&frame[l3..l4]) {
+        return Class::Drop(DropReason::BadIpChecksum);
+    }
+    let meta = |tcp_flags| Meta {
         l3: l3 as u16,
         l4: l4 as u16,
         end: (l3 + ip.total_len).min(usize::from(u16::MAX)) as u16,
         ttl: ip.ttl,
-        tcp_flags: 0,
+        tcp_flags,
         dont_fragment: ip.flags_offset & Ipv4::DONT_FRAGMENT != 0,
         fragment,
     };
-    let class = if fragment == Fragmentation::Later {
-        let key = FragmentKey { src: ip.src, dst: ip.dst, id: ip.id.into(), protocol: ip.protocol };
-        by_address(&ip, snapshot, Class::Fragment(key, meta))
-    } else if ip.protocol == ICMP {
-        match frame.get(l4) {
-            Some(kind) if ICMP_ERRORS.contains(kind) => by_address(&ip, snapshot, Class::IcmpError(meta)),
-            _ => Class::NotOurs,
-        }
-    } else {
-        by_ports(frame, l4, &ip, snapshot, meta)
-    };
-    if class == Class::NotOurs {
-        return class;
-    }
-    if ip.total_len < ip.header_len || l3 + ip.total_len > frame.len() {
-        return Class::Drop(DropReason::BadLength);
-    }
-    if checksum::of(&frame[l3..l4]) != 0 {
-        return Class::Drop(DropReason::BadIpChecksum);
-    }
-    match class {
-        Class::Flow(mut packet) => {
-            let transport = &frame[l4..l3 + ip.total_len];
-            match check_transport(transport, packet.tuple.protocol, fragment) {
-                Ok(tcp_flags) => {
-                    packet.meta.tcp_flags = tcp_flags;
-                    Class::Flow(packet)
-                }
+    match ours {
+        Ours::Ports(role, tuple) => {
+            match check_transport(&frame[l4..l3 + ip.total_len], tuple.protocol, fragment) {
+                Ok(tcp_flags) => Class::Flow(Packet { role, tuple, meta: meta(tcp_flags) }),
                 Err(reason) => Class::Drop(reason),
             }
         }
-        other => other,
+        Ours::Fragment => {
+            let key = FragmentKey { src: ip.src, dst: ip.dst, id: ip.id.into(), protocol: ip.protocol };
+            Class::Fragment(key, meta(0))
+        }
+        Ours::IcmpError => Class::IcmpError(meta(0)),
     }
 }
 
-/// `class`, if an address of the packet is one that steering names.
-fn by_address(ip: &Ipv4, snapshot: &Snapshot, class: Class) -> Class {
-    let (src, dst) = (ip.src.to_ip(), ip.dst.to_ip());
-    let ours = snapshot.index().has_address(dst)
-        || snapshot.locals().has_address(dst)
-        || snapshot.nat_servers().has_address(src);
-    if ours { class } else { Class::NotOurs }
+/// Whether the checksum of an IPv4 header is right.
+#[inline(always)]
+fn header_sums_up(header: &[u8]) -> bool {
+    match <&[u8; 20]>::try_from(header) {
+        // Nearly all headers: a fixed length needs no loop.
+        Ok(header) => checksum::of(header) == 0,
+        Err(_) => checksum::of(header) == 0,
+    }
 }
 
-fn by_ports(frame: &[u8], l4: usize, ip: &Ipv4, snapshot: &Snapshot, meta: Meta) -> Class {
-    let Some(protocol) = Protocol::from_number(ip.protocol) else { return Class::NotOurs };
-    let Some(&[s0, s1, d0, d1]) = frame[l4..].first_chunk::<4>() else { return Class::NotOurs };
+#[inline(always)]
+fn ours(frame: &[u8], l4: usize, ip: &Ipv4, fragment: Fragmentation, snapshot: &Snapshot) -> Option<Ours> {
+    if fragment == Fragmentation::Later {
+        return by_address(ip, snapshot).then_some(Ours::Fragment);
+    }
+    if ip.protocol == ICMP {
+        let is_error = frame.get(l4).is_some_and(|kind| ICMP_ERRORS.contains(kind));
+        return (is_error && by_address(ip, snapshot)).then_some(Ours::IcmpError);
+    }
+    let protocol = Protocol::from_number(ip.protocol)?;
+    let &[s0, s1, d0, d1] = frame[l4..].first_chunk::<4>()?;
     let src = Endpoint::new(ip.src, u16::from_be_bytes([s0, s1]));
     let dst = Endpoint::new(ip.dst, u16::from_be_bytes([d0, d1]));
     let tuple = Tuple { src, dst, protocol };
-    role(&tuple, snapshot).map_or(Class::NotOurs, |role| Class::Flow(Packet { role, tuple, meta }))
+    role(&tuple, snapshot).map(|role| Ours::Ports(role, tuple))
+}
+
+/// Whether an address of the packet is one that steering names.
+fn by_address(ip: &Ipv4, snapshot: &Snapshot) -> bool {
+    let (src, dst) = (ip.src.to_ip(), ip.dst.to_ip());
+    snapshot.index().has_address(dst)
+        || snapshot.locals().has_address(dst)
+        || snapshot.nat_servers().has_address(src)
 }
 
 /// Which of our tables a tuple is in. Services come first, then local addresses, then NAT servers.
@@ -266,6 +284,7 @@ pub fn role<A: Address>(tuple: &Tuple<A>, snapshot: &Snapshot) -> Option<Role> {
 }
 
 /// Checks the transport header's own lengths. Returns the TCP flags, 0 for UDP.
+#[inline]
 fn check_transport(bytes: &[u8], protocol: Protocol, fragment: Fragmentation) -> Result<u8, DropReason> {
     match protocol {
         Protocol::Tcp => {

@@ -41,7 +41,10 @@ impl Home {
     /// Owner of what a server sends to a local address in FULLNAT: the worker that chose the port.
     #[inline]
     pub const fn of_local_port(&self, port: u16) -> WorkerId {
-        WorkerId(port % self.workers)
+        match self.workers {
+            1 => WorkerId(0),
+            workers => WorkerId(port % workers),
+        }
     }
 
     /// Where the fragments of one datagram meet, for only the first of them has ports. `id` is the identification of

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use crate::conn::Timeouts;
 use crate::scheduler::SchedulerKind;
 use crate::server::ServerId;
-use crate::tuple::{KeyHasher, Protocol};
+use crate::tuple::{EndpointKey, KeyHasher, Protocol};
 
 /// The stable number of a service: index into [`crate::snapshot::Snapshot::services`] and per-worker state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,8 +79,8 @@ type Ranges = Vec<(RangeInclusive<u16>, ServiceId)>;
 /// Finds the service of a destination: exact port first, then ranges, the narrowest first.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceIndex {
-    exact: HashMap<(IpAddr, u16, Protocol), ServiceId, KeyHasher>,
-    ranges: HashMap<(IpAddr, Protocol), Ranges, KeyHasher>,
+    exact: HashMap<EndpointKey, ServiceId, KeyHasher>,
+    ranges: HashMap<EndpointKey, Ranges, KeyHasher>,
     addresses: HashSet<IpAddr, KeyHasher>,
 }
 
@@ -92,10 +92,11 @@ impl ServiceIndex {
             for listen in &service.listen {
                 index.addresses.insert(listen.address);
                 let (first, last) = (*listen.ports.start(), *listen.ports.end());
+                let key = |port| EndpointKey { address: listen.address, port, protocol: service.protocol };
                 if first == last {
-                    index.exact.insert((listen.address, first, service.protocol), service.id);
+                    index.exact.insert(key(first), service.id);
                 } else {
-                    let ranges = index.ranges.entry((listen.address, service.protocol)).or_default();
+                    let ranges = index.ranges.entry(key(0)).or_default();
                     ranges.push((listen.ports.clone(), service.id));
                     ranges.sort_by_key(|(ports, _)| ports.end() - ports.start());
                 }
@@ -113,10 +114,10 @@ impl ServiceIndex {
     /// The service that answers on `address`, `port`, `protocol`.
     #[inline]
     pub fn lookup(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
-        if let Some(&id) = self.exact.get(&(address, port, protocol)) {
+        if let Some(&id) = self.exact.get(&EndpointKey { address, port, protocol }) {
             return Some(id);
         }
-        let ranges = self.ranges.get(&(address, protocol))?;
+        let ranges = self.ranges.get(&EndpointKey { address, port: 0, protocol })?;
         ranges.iter().find(|(ports, _)| ports.contains(&port)).map(|&(_, id)| id)
     }
 }

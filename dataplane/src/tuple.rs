@@ -170,6 +170,29 @@ impl<A: Address> Tuple<A> {
     }
 }
 
+/// The key of maps that are looked up per packet. It hashes in one step for IPv4, in two for IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointKey {
+    pub(crate) address: IpAddr,
+    /// 0 where all ports of the address share an entry.
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+}
+
+impl Hash for EndpointKey {
+    #[inline]
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let rest = u64::from(self.port) << 8 | u64::from(self.protocol.number());
+        match self.address {
+            IpAddr::V4(v4) => state.write_u64(u64::from(v4.to_bits()) << 32 | rest),
+            IpAddr::V6(v6) => {
+                state.write_u128(v6.to_bits());
+                state.write_u64(rest);
+            }
+        }
+    }
+}
+
 /// Hashes keys of maps that control fills and workers read; not for what clients can choose.
 pub(crate) type KeyHasher = std::hash::BuildHasherDefault<RapidHasher<'static>>;
 

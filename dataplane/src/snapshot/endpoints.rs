@@ -6,18 +6,18 @@ use std::ops::RangeInclusive;
 
 use shunt_engine::steer::{Prefix, Rule, Side};
 
-use crate::tuple::Protocol;
+use crate::tuple::{EndpointKey, KeyHasher, Protocol};
 
 /// Addresses with ranges of ports: local addresses of FULLNAT, servers of NAT.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    sets: HashMap<(IpAddr, Protocol), Vec<RangeInclusive<u16>>, crate::tuple::KeyHasher>,
+    sets: HashMap<EndpointKey, Vec<RangeInclusive<u16>>, KeyHasher>,
 }
 
 impl Endpoints {
     /// Adds `ports` of `address`.
     pub fn add(&mut self, address: IpAddr, protocol: Protocol, ports: RangeInclusive<u16>) {
-        let set = self.sets.entry((address, protocol)).or_default();
+        let set = self.sets.entry(EndpointKey { address, port: 0, protocol }).or_default();
         if !set.contains(&ports) {
             set.push(ports);
         }
@@ -26,19 +26,20 @@ impl Endpoints {
     /// Whether `port` of `address` is in the set.
     #[inline]
     pub fn contains(&self, address: IpAddr, protocol: Protocol, port: u16) -> bool {
-        self.sets.get(&(address, protocol)).is_some_and(|set| set.iter().any(|ports| ports.contains(&port)))
+        let set = self.sets.get(&EndpointKey { address, port: 0, protocol });
+        set.is_some_and(|set| set.iter().any(|ports| ports.contains(&port)))
     }
 
     /// Whether any port of `address` is in the set.
     pub fn has_address(&self, address: IpAddr) -> bool {
         [Protocol::Tcp, Protocol::Udp]
             .into_iter()
-            .any(|protocol| self.sets.contains_key(&(address, protocol)))
+            .any(|protocol| self.sets.contains_key(&EndpointKey { address, port: 0, protocol }))
     }
 
     /// The set as steering rules.
     pub(super) fn rules(&self, side: Side) -> impl Iterator<Item = Rule> + '_ {
-        self.sets.iter().flat_map(move |(&(address, protocol), set)| {
+        self.sets.iter().flat_map(move |(&EndpointKey { address, protocol, .. }, set)| {
             let prefix = Prefix::host(address);
             set.iter().map(move |ports| Rule {
                 side,
