@@ -4,7 +4,7 @@ use shunt_engine::counters::Published;
 use shunt_engine::{Duration, Emit, Frame, Instant, Origin, WorkerId};
 
 use crate::classify::{FragmentKey, Fragmentation, Meta, Packet, Role};
-use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hit, InsertError, State, Table, Ticks, View};
+use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hash, Hit, InsertError, State, Table, Ticks, View};
 use crate::counters::{self, Event, ServerField, WorkerCounters};
 use crate::home::Home;
 use crate::icmp::Quoted;
@@ -59,6 +59,13 @@ impl<'a, 'b> Context<'a, 'b> {
             Decision::Hold => {}
         }
     }
+}
+
+/// The search for a packet's flow under way, a stage at a time over a whole burst, so that cache misses overlap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Search {
+    hash: Hash,
+    candidate: Option<Hit>,
 }
 
 /// What a tick did.
@@ -139,15 +146,20 @@ impl Flows {
         hit.is_some_and(|hit| self.table.get(hit.id).moved_to().is_none())
     }
 
+    /// Begins to look for the flow of a packet: its bucket is fetched.
     #[inline]
-    pub(crate) fn prefetch_bucket(&self, tuple: &Tuple<V4>) {
-        self.table.prefetch_bucket(self.table.hash(tuple));
+    pub(crate) fn seek(&self, tuple: &Tuple<V4>) -> Search {
+        let hash = self.table.hash(tuple);
+        self.table.prefetch_bucket(hash);
+        Search { hash, candidate: None }
     }
 
+    /// Goes on, the bucket being there by now: the record is fetched.
     #[inline]
-    pub(crate) fn prefetch_record(&self, tuple: &Tuple<V4>) {
-        if let Some(id) = self.table.candidate(self.table.hash(tuple)) {
-            self.table.prefetch_record(id);
+    pub(crate) fn narrow(&self, search: &mut Search) {
+        search.candidate = self.table.candidate(search.hash);
+        if let Some(hit) = search.candidate {
+            self.table.prefetch_record(hit.id);
         }
     }
 
@@ -157,9 +169,10 @@ impl Flows {
         &mut self,
         cx: &mut Context<'_, '_>,
         packet: &Packet<V4>,
+        search: Search,
         frame: &mut Frame,
     ) -> Decision {
-        match self.table.lookup(&packet.tuple, self.table.hash(&packet.tuple)) {
+        match self.table.lookup_from(search.candidate, &packet.tuple, search.hash) {
             Some(hit) => self.known(cx, hit, packet, frame),
             None => self.unknown(cx, packet, frame),
         }

@@ -11,7 +11,7 @@ use shunt_engine::{
 
 use crate::classify::{self, Class, FragmentKey, Fragmentation, Meta, Packet, classify};
 use crate::counters::{self, Event, WorkerCounters};
-use crate::flow::{Context, Flows};
+use crate::flow::{Context, Flows, Search};
 use crate::fragment::Fragments;
 use crate::icmp;
 use crate::snapshot::Snapshot;
@@ -94,11 +94,22 @@ impl Program for Pipeline {
         let snapshot = self.snapshot.get();
         let mut cx = Context::new(now, origin, snapshot, &mut self.counters, emit);
         frames.iter().for_each(Frame::prefetch);
-        let classes: ArrayVec<Class, BURST> =
-            frames.iter().map(|frame| self.stages.read(frame, snapshot)).collect();
-        classes.iter().for_each(|class| self.stages.prefetch_record(class));
-        for (class, frame) in classes.into_iter().zip(frames.iter_mut()) {
-            let decision = self.stages.decide(&mut cx, class, frame);
+        let mut read: ArrayVec<(Class, Option<Search>), BURST> = ArrayVec::new();
+        for frame in frames.iter() {
+            let class = classify(frame.data(), snapshot);
+            let search = self.stages.seek(&class);
+            read.push((class, search));
+        }
+        for search in read.iter_mut().filter_map(|(_, search)| search.as_mut()) {
+            self.stages.flows.narrow(search);
+        }
+        for ((class, search), frame) in read.iter().zip(frames.iter_mut()) {
+            let decision = match (class, search) {
+                (Class::Flow(packet), &Some(search)) => {
+                    self.stages.whole(&mut cx, origin, packet, search, frame)
+                }
+                _ => self.stages.other(&mut cx, class, frame),
+            };
             cx.count(decision);
             verdicts.push(decision.into());
         }
@@ -128,31 +139,36 @@ struct Stages {
 }
 
 impl Stages {
-    /// Reads a frame's headers and asks the cache for the bucket its flow may be in.
+    /// Begins the search for the flow of a whole packet.
     #[inline]
-    fn read(&self, frame: &Frame, snapshot: &Snapshot) -> Class {
-        let class = classify(frame.data(), snapshot);
-        if let Class::Flow(packet) = &class {
-            self.flows.prefetch_bucket(&packet.tuple);
-        }
-        class
-    }
-
-    /// Asks the cache for the record, the bucket being there by now.
-    #[inline]
-    fn prefetch_record(&self, class: &Class) {
-        if let Class::Flow(packet) = class {
-            self.flows.prefetch_record(&packet.tuple);
-        }
-    }
-
-    #[inline]
-    fn decide(&mut self, cx: &mut Context<'_, '_>, class: Class, frame: &mut Frame) -> Decision {
+    fn seek(&self, class: &Class) -> Option<Search> {
         match class {
-            Class::Flow(packet) if packet.meta.fragment == Fragmentation::First => {
-                self.first_fragment(cx, &packet, frame)
+            Class::Flow(packet) if packet.meta.fragment == Fragmentation::Whole => {
+                Some(self.flows.seek(&packet.tuple))
             }
-            Class::Flow(packet) => self.at_home(cx, cx.origin, &packet, frame),
+            _ => None,
+        }
+    }
+
+    /// A whole packet, whose flow has been searched for.
+    #[inline]
+    fn whole(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        origin: Origin,
+        packet: &Packet<V4>,
+        search: Search,
+        frame: &mut Frame,
+    ) -> Decision {
+        match self.elsewhere(origin, packet.role, &packet.tuple) {
+            Some(decision) => decision,
+            None => self.flows.packet(cx, packet, search, frame),
+        }
+    }
+
+    fn other(&mut self, cx: &mut Context<'_, '_>, class: &Class, frame: &mut Frame) -> Decision {
+        match *class {
+            Class::Flow(ref packet) => self.first_fragment(cx, packet, frame),
             Class::Fragment(key, meta) => self.later_fragment(cx, key, meta, frame),
             Class::IcmpError(meta) => self.icmp_error(cx, meta, frame),
             Class::NotOurs => Decision::Punt,
@@ -161,7 +177,6 @@ impl Stages {
     }
 
     /// A packet with a known tuple: processed if it is at home here, else handed on.
-    #[inline]
     fn at_home(
         &mut self,
         cx: &mut Context<'_, '_>,
@@ -169,10 +184,8 @@ impl Stages {
         packet: &Packet<V4>,
         frame: &mut Frame,
     ) -> Decision {
-        match self.elsewhere(origin, packet.role, &packet.tuple) {
-            Some(decision) => decision,
-            None => self.flows.packet(cx, packet, frame),
-        }
+        let search = self.flows.seek(&packet.tuple);
+        self.whole(cx, origin, packet, search, frame)
     }
 
     /// What to do with a packet of `tuple` when its flow does not live here.

@@ -80,10 +80,10 @@ impl Index {
         prefetch(&raw const self.buckets[self.first(hash) as usize]);
     }
 
-    /// The first record whose tag fits: a guess good enough to prefetch by.
+    /// The first entry whose tag fits: a guess good enough to prefetch by.
     #[inline]
-    pub(super) fn candidate(&self, hash: Hash) -> Option<u32> {
-        self.find(hash, |_| true).map(|entry| entry.record)
+    pub(super) fn candidate(&self, hash: Hash) -> Option<Entry> {
+        self.find(hash, |_| true)
     }
 
     /// The entry under `hash` for which `is_it` holds.

@@ -3,7 +3,7 @@
 //! Records are a slab of [`Conn`]s; the index (`bucket.rs`) leads from a tuple's hash to a record, where the exact key
 //! is compared; the wheel (`wheel.rs`) says when a record is looked at for its timeout. A burst is looked up in stages,
 //! so that its cache misses overlap: [`Table::hash`] and [`Table::prefetch_bucket`] for all, then [`Table::candidate`]
-//! and [`Table::prefetch_record`] for all, then [`Table::lookup`].
+//! and [`Table::prefetch_record`] for all, then [`Table::lookup_from`].
 
 use shunt_engine::mem::{Pages, Slab, prefetch};
 
@@ -35,6 +35,13 @@ pub struct Hit {
     pub id: ConnId,
     /// By which tuple.
     pub direction: Direction,
+}
+
+impl From<Entry> for Hit {
+    #[inline]
+    fn from(entry: Entry) -> Self {
+        Self { id: ConnId(entry.record), direction: entry.direction }
+    }
 }
 
 /// Why a connection could not be added.
@@ -114,10 +121,10 @@ impl<A: Address> Table<A> {
         self.index.prefetch(hash);
     }
 
-    /// The record that is probably under `hash`: to be prefetched, not to be believed.
+    /// What is probably under `hash`: to be prefetched and tried first, not to be believed.
     #[inline]
-    pub fn candidate(&self, hash: Hash) -> Option<ConnId> {
-        self.index.candidate(hash).map(ConnId)
+    pub fn candidate(&self, hash: Hash) -> Option<Hit> {
+        self.index.candidate(hash).map(Hit::from)
     }
 
     /// Asks the cache for a record.
@@ -134,15 +141,27 @@ impl<A: Address> Table<A> {
     #[inline]
     pub fn lookup(&self, tuple: &Tuple<A>, hash: Hash) -> Option<Hit> {
         debug_assert_eq!(hash, self.hash(tuple));
-        let entry = self.index.find(hash, |entry| {
-            let conn = &self.records[entry.record as usize];
-            let (src, dst) = match entry.direction {
-                Direction::Request => (&conn.client, &conn.vip),
-                Direction::Reply => (&conn.server, &conn.peer),
-            };
-            *src == tuple.src && *dst == tuple.dst && conn.protocol == tuple.protocol.number()
-        })?;
-        Some(Hit { id: ConnId(entry.record), direction: entry.direction })
+        self.index.find(hash, |entry| self.is_it(tuple, entry.into())).map(Hit::from)
+    }
+
+    /// As [`Table::lookup`], but looks at a `candidate` first. That may be of an earlier time: the record is compared.
+    #[inline]
+    pub fn lookup_from(&self, candidate: Option<Hit>, tuple: &Tuple<A>, hash: Hash) -> Option<Hit> {
+        match candidate {
+            Some(hit) if self.is_it(tuple, hit) => Some(hit),
+            _ => self.lookup(tuple, hash),
+        }
+    }
+
+    /// Whether the record of `hit` is, in its direction, that of `tuple`.
+    #[inline]
+    fn is_it(&self, tuple: &Tuple<A>, hit: Hit) -> bool {
+        let conn = &self.records[hit.id.0 as usize];
+        let (src, dst, can_be) = match hit.direction {
+            Direction::Request => (&conn.client, &conn.vip, true),
+            Direction::Reply => (&conn.server, &conn.peer, conn.mode().sees_replies()),
+        };
+        *src == tuple.src && *dst == tuple.dst && conn.protocol == tuple.protocol.number() && can_be
     }
 
     /// Whether `tuple` belongs to a connection, in either direction.
@@ -360,7 +379,7 @@ mod tests {
             let request = Hit { id, direction: Direction::Request };
             let reply = Hit { id, direction: Direction::Reply };
             assert_eq!(find(&table, conn.request()), Some(request));
-            assert_eq!(table.candidate(table.hash(&conn.request())), Some(id));
+            assert_eq!(table.candidate(table.hash(&conn.request())).map(|hit| hit.id), Some(id));
             let answer = Tuple { src: conn.server, dst: conn.peer, protocol: Protocol::Tcp };
             assert_eq!(find(&table, answer), mode.sees_replies().then_some(reply), "{mode:?}");
             assert_eq!(find(&table, conn.request().reversed()), None);
