@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 fn bench(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_shunt-bench")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_shunt-bench")).args(arguments).output().expect("cargo has built it")
 }
 
 #[test]

@@ -389,6 +389,26 @@ mod tests {
     }
 
     #[test]
+    fn a_candidate_of_an_earlier_time_is_not_believed() {
+        let mut table = table(1);
+        let old = conn(1, Mode::Nat, 100);
+        let id = table.insert(old, Ticks(0)).unwrap();
+        let (request, reply) = (old.request(), old.reply().unwrap());
+        let look = |table: &Table<V4>, direction, tuple: &Tuple<V4>| {
+            table.lookup_from(Some(Hit { id, direction }), tuple, table.hash(tuple))
+        };
+        assert_eq!(look(&table, Direction::Reply, &reply), Some(Hit { id, direction: Direction::Reply }));
+        // A wrong guess costs a second look, no more.
+        assert_eq!(look(&table, Direction::Reply, &request), Some(Hit { id, direction: Direction::Request }));
+        table.remove(id);
+        assert_eq!(look(&table, Direction::Reply, &reply), None);
+        // The same endpoints in the same record, but no replies are seen in this mode.
+        let new = Conn { mode: Mode::Dr as u8, ..old };
+        assert_eq!(table.insert(new, Ticks(0)), Ok(id));
+        assert_eq!(look(&table, Direction::Reply, &reply), None);
+    }
+
+    #[test]
     fn a_removed_connection_is_found_by_neither_tuple_and_its_record_is_used_again() {
         let mut table = table(1);
         let first = conn(1, Mode::Fullnat, 100);
