@@ -69,8 +69,13 @@ fn rewrite<A: Family>(
 ) {
     let (address, port) = (|e: Endpoint<A>| e.address, |e: Endpoint<A>| e.port);
     let addresses = rewrite_addresses(frame, l3, src.map(address), dst.map(address));
-    let ports = set_ports(&mut frame[l4..], src.map(port), dst.map(port));
-    update_transport(&mut frame[l4..], protocol, addresses.and(ports));
+    // Slices of known lengths: one bounds check each.
+    let header = match protocol {
+        Protocol::Tcp => &mut frame[l4..l4 + tcp::CHECKSUM + 2],
+        Protocol::Udp => &mut frame[l4..l4 + udp::CHECKSUM + 2],
+    };
+    let ports = set_ports(header, src.map(port), dst.map(port));
+    update_transport(header, protocol, addresses.and(ports));
 }
 
 /// Gives the IP header at `l3` new addresses, where there are any, and takes one from its TTL. Returns what the
@@ -82,16 +87,15 @@ pub(crate) fn rewrite_addresses<A: Family>(
     src: Option<A>,
     dst: Option<A>,
 ) -> Delta {
-    let header = &mut frame[l3..];
+    let header = &mut frame[l3..l3 + A::SOURCE + 2 * A::LEN];
     let addresses = set_addresses(header, src, dst);
-    // The checksum sees 16-bit words: the TTL with its neighbour.
-    let word = A::TTL & !1;
-    let old = get_u16(header, word);
-    let (shift, ttl) = if A::TTL == word { (8, old >> 8) } else { (0, old & 0xff) };
-    // In one piece: a word that was just written byte by byte is slow to read back.
-    let new = old - (u16::from(ttl > 0) << shift);
-    put_u16(header, word, new);
-    update_header::<A>(header, addresses.word(old, new));
+    let old = header[A::TTL];
+    let new = old.saturating_sub(1);
+    header[A::TTL] = new;
+    // Half a word: its neighbour does not change, and so does not count. (Read back as a whole it would be slow, having
+    // just been written in part.)
+    let half = |value: u8| u16::from(value) << if A::TTL % 2 == 0 { 8 } else { 0 };
+    update_header::<A>(header, addresses.word(half(old), half(new)));
     addresses
 }
 
