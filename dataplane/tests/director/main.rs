@@ -1,0 +1,13 @@
+//! What a director of one or three workers does with fragments, packets too big, ICMP errors, reloads and rubbish:
+//! real pipelines without threads, frames handed on by the test ([`lab`]), whole packets compared ([`packets`]).
+#![allow(clippy::unwrap_used)]
+
+mod fragments;
+mod icmp;
+mod lab;
+mod limits;
+mod oversize;
+mod packets;
+mod reload;
+mod rubbish;
+mod stations;
