@@ -103,12 +103,12 @@ pub fn wanted(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<
     let mut wanted = BTreeSet::new();
     for service in &config.services {
         for listen in &service.listen {
-            let address = listen.address.into();
+            let address = listen.address;
             let link = attached(kernel, ports, address).unwrap_or(first.link);
             wanted.insert((link, address));
         }
         for local in &service.local {
-            let address = local.address.into();
+            let address = local.address;
             let link = attached(kernel, ports, address);
             let link = link.or_else(|| towards_servers(service, kernel, ports)).unwrap_or(first.link);
             wanted.insert((link, address));
@@ -125,7 +125,7 @@ fn attached(kernel: &Kernel, ports: &[OpenPort], address: IpAddr) -> Option<u32>
 
 /// The link of ours through which the service's first server is reached.
 fn towards_servers(service: &Service, kernel: &Kernel, ports: &[OpenPort]) -> Option<u32> {
-    let (link, _) = kernel.next_station(service.servers.first()?.address.into())?;
+    let (link, _) = kernel.next_station(service.servers.first()?.address)?;
     exit(kernel, ports, link).map(|_| link)
 }
 
@@ -140,7 +140,7 @@ pub fn conflicts(
     let mut found = Vec::new();
     for service in &config.services {
         for local in &service.local {
-            let address = IpAddr::from(local.address);
+            let address = local.address;
             let own = kernel.addresses.iter().find(|own| own.address == address);
             let Some(link) = own.and_then(|own| kernel.link(own.link)) else { continue };
             let overlap = local.first <= *kernel_ports.end() && *kernel_ports.start() <= local.last;

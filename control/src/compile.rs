@@ -93,7 +93,7 @@ impl View<'_> {
 
     fn server_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let servers = self.config.services.iter().flat_map(|service| &service.servers);
-        servers.map(|server| IpAddr::from(server.address))
+        servers.map(|server| server.address)
     }
 
     /// All routes workers know. A server on an attached network has one of its own, to its station.
@@ -164,7 +164,7 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
         .map(|server| Server {
             id: numbers.server(&server_key(&typed.name, server)).expect("every server was given a number"),
             service: id,
-            address: server.address.into(),
+            address: server.address,
             port: match server.port {
                 ServerPort::Same => None,
                 ServerPort::Mapped(port) => Some(port),
@@ -174,8 +174,8 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
             hop: None,
         })
         .collect();
-    let listen = |entry: &AddressPorts| Listen { address: entry.address.into(), ports: entry.ports() };
-    let local = |entry: &AddressPorts| Local { address: entry.address.into(), ports: entry.ports() };
+    let listen = |entry: &AddressPorts| Listen { address: entry.address, ports: entry.ports() };
+    let local = |entry: &AddressPorts| Local { address: entry.address, ports: entry.ports() };
     let service = Service {
         id,
         name: typed.name.clone(),

@@ -5,7 +5,7 @@
 //! is used again, and its generation tells the tenants apart.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use shunt_dataplane::neigh::HopId;
 use shunt_dataplane::server::{Mode, ServerId};
@@ -21,7 +21,7 @@ pub const SERVERS_MAX: usize = 4096;
 pub const SERVICES_MAX: usize = 1024;
 
 /// What makes a server the same server.
-pub type ServerKey = (String, Ipv4Addr, ServerPort, Mode);
+pub type ServerKey = (String, IpAddr, ServerPort, Mode);
 
 /// Why numbers could not be given.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn hops_keep_their_number_while_they_are_named() {
         let mut numbers = Numbers::default();
-        let station = |last| HopKey::Station(3, Ipv4Addr::new(10, 0, 0, last).into());
+        let station = |last| HopKey::Station(3, IpAddr::from([10, 0, 0, last]));
         numbers.assign_hops(&[station(1), station(2), HopKey::Attached(3)].into()).unwrap();
         let kept = numbers.hop(station(2)).unwrap();
         numbers.assign_hops(&[station(2), station(9)].into()).unwrap();
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn the_routes_generation_moves_with_the_routes_only() {
         let mut numbers = Numbers::default();
-        let route = (Prefix::host(Ipv4Addr::new(10, 0, 0, 1).into()), HopId(1));
+        let route = (Prefix::host(IpAddr::from([10, 0, 0, 1])), HopId(1));
         let first = numbers.routes(&[route]);
         assert_eq!(numbers.routes(&[route]), first);
         assert_ne!(numbers.routes(&[]), first);

@@ -10,7 +10,7 @@ mod service;
 mod shape;
 mod words;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -114,7 +114,7 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPorts {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// First port.
     pub first: u16,
     /// Last port.
@@ -130,10 +130,14 @@ impl AddressPorts {
 
 impl std::fmt::Display for AddressPorts {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = match self.address {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("[{v6}]"),
+        };
         match (self.first, self.last) {
-            (0, u16::MAX) => write!(out, "{}:0", self.address),
-            (first, last) if first == last => write!(out, "{}:{first}", self.address),
-            (first, last) => write!(out, "{}:{first}-{last}", self.address),
+            (0, u16::MAX) => write!(out, "{address}:0"),
+            (first, last) if first == last => write!(out, "{address}:{first}"),
+            (first, last) => write!(out, "{address}:{first}-{last}"),
         }
     }
 }
@@ -144,7 +148,7 @@ pub struct Server {
     /// What people call it.
     pub name: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: ServerPort,
     /// How packets reach it.
@@ -198,7 +202,7 @@ impl Config {
     pub fn is_floating(&self, address: IpAddr) -> bool {
         let services = self.services.iter();
         let mut entries = services.flat_map(|service| service.listen.iter().chain(&service.local));
-        entries.any(|entry| IpAddr::from(entry.address) == address)
+        entries.any(|entry| entry.address == address)
     }
 
     /// Reads the file at `path`.

@@ -1,12 +1,12 @@
 //! Values as operators write them: durations, addresses with ports, ranges, lists of cores. Each parser answers with
 //! the value or with a sentence that says what is wrong.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// An address and the ports behind it; without a port the ports are `None`.
-pub(super) type AddressPorts = (Ipv4Addr, Option<RangeInclusive<u16>>);
+pub(super) type AddressPorts = (IpAddr, Option<RangeInclusive<u16>>);
 
 /// `"900s"`, `"15m"`, `"2h"`, `"500ms"`; more than nothing, at most 31 days.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -38,7 +38,7 @@ pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {
         Some((address, ports)) => (address, Some(ports)),
         None => (text, None),
     };
-    let address = ipv4(address.trim_start_matches('[').trim_end_matches(']'))?;
+    let address = host(address.trim_start_matches('[').trim_end_matches(']'))?;
     let ports = match ports {
         None => None,
         Some("0") => Some(0..=u16::MAX),
@@ -47,8 +47,8 @@ pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {
     Ok((address, ports))
 }
 
-/// An IPv4 address that a host can have.
-pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
+/// An address that a host can have; IPv4 for now.
+pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     let address = match text.parse() {
         Ok(IpAddr::V4(address)) => address,
         Ok(IpAddr::V6(_)) => return Err("IPv6 is not supported yet".to_owned()),
@@ -57,7 +57,7 @@ pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
         return Err("not an address that a host on the network can have".to_owned());
     }
-    Ok(address)
+    Ok(address.into())
 }
 
 fn why_not_ipv4(text: &str) -> String {
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn an_address_may_have_a_port_a_range_every_port_or_none() {
-        let address = Ipv4Addr::new(203, 0, 113, 10);
+        let address = IpAddr::from([203, 0, 113, 10]);
         assert_eq!(address_ports("203.0.113.10:80"), Ok((address, Some(80..=80))));
         assert_eq!(address_ports("203.0.113.10:8000-8099"), Ok((address, Some(8000..=8099))));
         assert_eq!(address_ports("203.0.113.10:0"), Ok((address, Some(0..=65535))));

@@ -1,6 +1,6 @@
 //! Services and their servers: what each says on its own.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Range;
 
 use shunt_dataplane::conn::Timeouts;
@@ -143,7 +143,7 @@ fn locals(name: &str, typed: &raw::Service, diagnostics: &mut Diagnostics) -> Ve
     };
     let mut locals: Vec<PlacedPorts> = Vec::new();
     for text in typed.local.iter().flat_map(|list| list.as_ref()) {
-        match parse::ipv4(text.as_ref()) {
+        match parse::host(text.as_ref()) {
             Ok(address) if locals.iter().any(|(local, _)| local.address == address) => {
                 diagnostics.error(text.span(), key(&format!("local: {address} is named twice")), "again");
             }
@@ -194,7 +194,7 @@ fn resolve_server(
     Some((Server { name, address, port, mode, weight }, text.span()))
 }
 
-fn server_address(text: &str) -> Result<(Ipv4Addr, Option<u16>), String> {
+fn server_address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     match parse::address_ports(text)? {
         (address, None) => Ok((address, None)),
         (address, Some(ports)) if ports == (0..=u16::MAX) => Ok((address, None)),
