@@ -6,6 +6,7 @@ use shunt_engine::{Duration, Emit, Frame, Instant, Origin, WorkerId};
 use crate::classify::{FragmentKey, Fragmentation, Meta, Packet, Role};
 use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hash, Hit, InsertError, State, Table, Ticks, View};
 use crate::counters::{self, Event, ServerField, WorkerCounters};
+use crate::emit::is_host;
 use crate::home::Home;
 use crate::icmp::Quoted;
 use crate::laddr::LocalPorts;
@@ -82,7 +83,7 @@ pub struct Tick {
 pub struct Flows {
     pub(crate) worker: WorkerId,
     home: Home,
-    table: Table<V4>,
+    pub(crate) table: Table<V4>,
     schedulers: SchedulerState,
     local_ports: LocalPorts,
     transmit: Transmit,
@@ -262,6 +263,9 @@ impl Flows {
         packet: &Packet<V4>,
         frame: &mut Frame,
     ) -> Decision {
+        if !may_be_client(packet.tuple.src.address, cx.snapshot) {
+            return Decision::Drop(DropReason::BadSource);
+        }
         let picked = self.schedulers.pick(service.id, service.scheduler, &service.candidates);
         let Some(server) = picked.and_then(|index| cx.snapshot.server(service.candidates[index].id)) else {
             return Decision::Drop(DropReason::NoServer);
@@ -466,6 +470,12 @@ const fn load_fields(active: bool) -> (ServerField, ServerField) {
     } else {
         (ServerField::Inactive, ServerField::Active)
     }
+}
+
+/// Whether an address may be a client's. Linux drops the others as martians; here answers to them would go in circles.
+fn may_be_client(address: V4, snapshot: &Snapshot) -> bool {
+    let ip = address.to_ip();
+    is_host(address) && !snapshot.index().has_address(ip) && !snapshot.locals().has_address(ip)
 }
 
 /// Whether a first SYN on this connection's tuple is a new connection (LVS: conn_reuse_mode, without its delay).

@@ -346,3 +346,187 @@ impl Publication {
         (self.pending > 0).then_some(self.next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use shunt_engine::mempool::PoolConfig;
+    use shunt_engine::port::MacAddr;
+    use shunt_engine::program::EmitBuffer;
+    use shunt_engine::steer::Prefix;
+    use shunt_engine::{PortId, publish};
+
+    use super::*;
+    use crate::conn::{Conn, ConnFlags, Ticks, Timeouts};
+    use crate::neigh::{HopId, NextHop};
+    use crate::scheduler::SchedulerKind;
+    use crate::server::{Mode, Server, ServerId};
+    use crate::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
+    use crate::snapshot::{Builder, PortInfo};
+    use crate::tuple::Endpoint;
+    use crate::wire::builder::PacketBuilder;
+    use crate::wire::tcp::flags;
+
+    const WORKERS: usize = 3;
+    const US: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const CLIENT: Endpoint<V4> = Endpoint::new(V4(0xc633_6407), 40_000);
+    const VIP: Endpoint<V4> = Endpoint::new(V4(0xcb00_710a), 80);
+    const SERVER: Endpoint<V4> = Endpoint::new(V4(0x0a00_000b), 8080);
+    const LOCAL: V4 = V4(0x0a00_00c8);
+
+    fn ip(address: V4) -> IpAddr {
+        Ipv4Addr::from_bits(address.0).into()
+    }
+
+    fn snapshot(mode: Mode) -> Snapshot {
+        let mut builder = Builder::new();
+        let hop = NextHop {
+            port: PortId(0),
+            vid: None,
+            source: US,
+            destination: Some(MacAddr([2, 0, 0, 0, 0, 2])),
+            attached: false,
+            mtu: 1500,
+            address: None,
+        };
+        builder.port(PortInfo { name: "port".into(), mac: US }).hop(HopId(0), hop);
+        builder.route(Prefix::new(ip(V4(0)), 0).unwrap(), HopId(0));
+        let (id, service) = (ServerId::default(), ServiceId(0));
+        let port = mode.sees_replies().then_some(SERVER.port);
+        let server = Server { id, service, address: ip(SERVER.address), port, mode, weight: 1, hop: None };
+        let service = Service {
+            id: service,
+            name: "web".into(),
+            protocol: Protocol::Tcp,
+            listen: vec![Listen { address: ip(VIP.address), ports: VIP.port..=VIP.port }],
+            scheduler: SchedulerKind::Rr,
+            candidates: vec![Candidate { id, weight: 1 }],
+            locals: vec![Local { address: ip(LOCAL), ports: 1024..=2047 }],
+            out_of_state: OutOfState::Reset,
+            timeouts: Timeouts::default(),
+        };
+        builder.service(service, vec![server]);
+        builder.build()
+    }
+
+    struct Workers {
+        pipelines: Vec<Pipeline>,
+        pool: Mempool,
+        now: Instant,
+    }
+
+    impl Workers {
+        fn new(mode: Mode) -> Self {
+            let (_, readers) = publish::channel(snapshot(mode), WORKERS);
+            let config = |worker| Config {
+                worker: WorkerId(worker),
+                workers: WORKERS as u16,
+                secret: [1, 2],
+                max_connections: 4,
+                max_services: 1,
+                max_servers: 1,
+            };
+            let pipelines = readers.into_iter().zip(0..);
+            let pipelines = pipelines.map(|(reader, worker)| Pipeline::new(config(worker), reader).unwrap());
+            let pool = Mempool::single(PoolConfig { chunks: 8, ..PoolConfig::default() }).unwrap();
+            Self { pipelines: pipelines.collect(), pool, now: Instant::from_nanos(1 << 40) }
+        }
+
+        /// The way of a packet that worker `worker` receives: the workers it visits, and what the last one says.
+        fn way(&mut self, worker: usize, packet: &PacketBuilder) -> (Vec<usize>, Verdict) {
+            let bytes = packet.clone().link(MacAddr([2, 0, 0, 0, 0, 3]), US).build();
+            let (mut way, mut origin) = (vec![worker], Origin::Port);
+            loop {
+                let here = *way.last().unwrap();
+                let mut frame = self.pool.alloc().unwrap();
+                assert!(frame.fill(&bytes));
+                let (mut burst, mut verdicts, mut staged) =
+                    (Burst::new(), Verdicts::new(), EmitBuffer::new());
+                burst.push(frame);
+                let emit = &mut Emit::new(&mut self.pool, &mut staged);
+                self.pipelines[here].refresh(self.now);
+                self.pipelines[here].on_burst(self.now, origin, &mut burst, &mut verdicts, emit);
+                self.pool.free_all(burst.drain(..).chain(staged.drain(..).map(|(_, frame)| frame)));
+                match verdicts[0] {
+                    Verdict::Handoff(next) => way.push(usize::from(next.0)),
+                    verdict => return (way, verdict),
+                }
+                assert!(way.len() <= 5, "round and round: {way:?}");
+                origin = Origin::Handoff(WorkerId(here as u16));
+            }
+        }
+
+        /// Opens a connection, and moves it from its home to the next worker as a change of homes would leave it.
+        fn moved(&mut self) -> (Conn<V4>, usize, usize) {
+            let (way, verdict) = self.way(0, &PacketBuilder::tcp(CLIENT, VIP).flags(flags::SYN));
+            assert_eq!(verdict, Verdict::Forward(PortId(0)));
+            let home = *way.last().unwrap();
+            let there = (home + 1) % WORKERS;
+            let tuple = Tuple { src: CLIENT, dst: VIP, protocol: Protocol::Tcp };
+            let table = &mut self.pipelines[home].stages.flows.table;
+            let hit = table.lookup(&tuple, table.hash(&tuple)).unwrap();
+            let conn = table.remove(hit.id);
+            let mut pointer = Conn { client_hop: there as u16, ..conn };
+            pointer.flags.set(ConnFlags::MOVED, true);
+            table.insert(pointer, Ticks::at(self.now)).unwrap();
+            self.pipelines[there].stages.flows.table.insert(conn, Ticks::at(self.now)).unwrap();
+            (conn, home, there)
+        }
+    }
+
+    #[test]
+    fn packets_of_a_moved_flow_are_handed_on_from_its_home_to_where_it_lives() {
+        for mode in Mode::ALL {
+            let mut workers = Workers::new(mode);
+            let (conn, home, there) = workers.moved();
+            let request = PacketBuilder::tcp(conn.client, conn.vip);
+            let quoted = PacketBuilder::tcp(conn.vip, conn.client).build_ip();
+            let error = PacketBuilder::icmp("198.51.100.7", "203.0.113.10", 3, 1).payload(quoted);
+            let fragment = PacketBuilder::tcp(conn.client, conn.vip).more_fragments().payload([0; 20]);
+            let later =
+                PacketBuilder::raw("198.51.100.7", "203.0.113.10", 6).fragment_offset(40).payload([0; 8]);
+            let mut packets = vec![request, error, fragment, later];
+            if mode == Mode::Nat {
+                packets.push(PacketBuilder::tcp(conn.server, conn.peer));
+            }
+            for (worker, packet) in (0..WORKERS).flat_map(|worker| packets.iter().map(move |p| (worker, p))) {
+                let (way, verdict) = workers.way(worker, packet);
+                assert_eq!(verdict, Verdict::Forward(PortId(0)), "{mode:?} {way:?} {packet:?}");
+                assert_eq!(*way.last().unwrap(), there, "from {home}: {way:?}");
+            }
+            assert_eq!(workers.pipelines[there].flows().table().len(), 1);
+            assert_eq!(workers.pool.available(), 8);
+        }
+    }
+
+    #[test]
+    fn a_moved_flow_that_is_not_there_any_more_does_not_send_packets_in_circles() {
+        let mut workers = Workers::new(Mode::Nat);
+        let (conn, home, there) = workers.moved();
+        let table = &mut workers.pipelines[there].stages.flows.table;
+        let tuple = conn.request();
+        let hit = table.lookup(&tuple, table.hash(&tuple)).unwrap();
+        table.remove(hit.id);
+        let (way, verdict) = workers.way(home, &PacketBuilder::tcp(conn.client, conn.vip));
+        assert_eq!((way, verdict), (vec![home, there], Verdict::Drop));
+        let drops = counters::drop_reason(DropReason::HandoffLoop);
+        assert_eq!(workers.pipelines[there].counters.raw().get(drops), 1);
+    }
+
+    #[test]
+    fn a_moved_record_that_expires_takes_nothing_off_its_server() {
+        let mut workers = Workers::new(Mode::Dr);
+        let (conn, home, _) = workers.moved();
+        let load = |workers: &Workers| {
+            let of = |field| workers.pipelines[home].counters.raw().get(counters::server(0, field));
+            (of(counters::ServerField::Active), of(counters::ServerField::Inactive))
+        };
+        let before = load(&workers);
+        workers.now += Duration::from_secs(1000);
+        let mut staged = EmitBuffer::new();
+        workers.pipelines[home].tick(workers.now, &mut Emit::new(&mut workers.pool, &mut staged));
+        assert!(workers.pipelines[home].flows().table().is_empty(), "{:?} is gone", conn.request());
+        assert_eq!(load(&workers), before);
+    }
+}

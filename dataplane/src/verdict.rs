@@ -66,6 +66,7 @@ named! {
         Truncated = "truncated": "the transport header is cut off",
         TtlExceeded = "ttl_exceeded": "the TTL ran out here; an ICMP time exceeded went back",
         MtuExceeded = "mtu_exceeded": "too big for the next hop and not to be fragmented; an ICMP fragmentation needed went back",
+        BadSource = "bad_source": "the source of a packet that would open a connection is no host's address, or one of ours",
         OutOfState = "out_of_state": "no connection, and the packet cannot open one",
         NoServer = "no_server": "the service has no server to give",
         ServerGone = "server_gone": "the connection's server is no longer configured",

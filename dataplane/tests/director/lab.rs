@@ -57,6 +57,8 @@ pub(crate) struct World {
     pub(crate) servers: [Option<u32>; SLOTS],
     /// VLAN of the clients' network.
     pub(crate) clients_vid: Option<u16>,
+    /// Whether the servers have another mode than their service's name says.
+    pub(crate) other_modes: bool,
     /// Buffers per worker.
     pub(crate) chunks: u32,
 }
@@ -69,6 +71,7 @@ impl Default for World {
             out_of_state: OutOfState::Reset,
             servers: [Some(1); SLOTS],
             clients_vid: None,
+            other_modes: false,
             chunks: 512,
         }
     }
@@ -167,7 +170,7 @@ impl World {
             service: ServiceId(number as u32),
             address: ip(server_address(slot)),
             port: mode.sees_replies().then_some(9000),
-            mode,
+            mode: if self.other_modes { Mode::ALL[(mode as usize + 1) % 4] } else { mode },
             weight: 1,
             hop: None,
         };

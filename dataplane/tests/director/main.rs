@@ -6,6 +6,7 @@ mod fragments;
 mod icmp;
 mod lab;
 mod limits;
+mod martians;
 mod oversize;
 mod packets;
 mod reload;

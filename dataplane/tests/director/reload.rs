@@ -12,7 +12,7 @@ use shunt_dataplane::wire::tcp::{self, flags};
 use crate::lab::{
     CLIENT_MAC, CLIENTS, Lab, PER_SERVICE, SERVERS, To, US, World, every, number, packet_in, server_mac,
 };
-use crate::packets::data;
+use crate::packets::{at_server, data, ends_at_server};
 
 /// Opens `count` connections from workers in turn; every other server is removed afterwards. Returns those whose server
 /// stayed and those whose went.
@@ -118,6 +118,23 @@ fn a_new_server_in_an_old_slot_starts_at_zero_on_every_worker() {
             assert_eq!(again.server_id, lab.world.id(slot));
         }
         assert_eq!(lab.server(slot, ServerField::Connections).iter().sum::<u64>(), went.len() as u64);
+        lab.finish();
+    }
+}
+
+#[test]
+fn a_connection_keeps_its_mode_whatever_its_servers_becomes() {
+    for (mode, protocol) in every() {
+        let mut lab = Lab::new(World::default());
+        let conn = lab.open(0, 40_000, mode, protocol);
+        lab.reload(|world| world.other_modes = true);
+        for worker in 0..3 {
+            let frame = data(protocol, conn.client, conn.vip, 10).link(CLIENT_MAC, US[0]).build();
+            let out = lab.deliver(worker, CLIENTS, &[frame]);
+            let (src, dst) = ends_at_server(&conn);
+            let expected = data(protocol, src, dst, 10).ttl(63).build_ip();
+            assert_eq!(at_server(&out, &conn, 1500), [expected], "{mode:?} {protocol}");
+        }
         lab.finish();
     }
 }
