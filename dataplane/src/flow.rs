@@ -268,6 +268,7 @@ impl Flows {
         }
         let picked = self.schedulers.pick(service.id, service.scheduler, &service.candidates);
         let Some(server) = picked.and_then(|index| cx.snapshot.server(service.candidates[index].id)) else {
+            self.transmit.unreachable(cx, &packet.meta, frame);
             return Decision::Drop(DropReason::NoServer);
         };
         let conn = match self.new_conn(cx, service, server, &packet.tuple) {

@@ -23,8 +23,6 @@ pub enum Error {
         /// Largest IP packet that would fit, in bytes.
         mtu: u16,
     },
-    /// The host cannot be reached.
-    HostUnreachable,
     /// Nobody listens.
     PortUnreachable,
 }
@@ -37,7 +35,6 @@ impl Error {
             Self::FragmentationNeeded { mtu } => {
                 (kind::UNREACHABLE, unreachable::FRAGMENTATION_NEEDED, mtu as u32)
             }
-            Self::HostUnreachable => (kind::UNREACHABLE, unreachable::HOST, 0),
             Self::PortUnreachable => (kind::UNREACHABLE, unreachable::PORT, 0),
         }
     }
@@ -223,7 +220,6 @@ mod tests {
         for (error, kind, code, rest) in [
             (Error::TimeExceeded, 11, 0, 0),
             (Error::FragmentationNeeded { mtu: 1480 }, 3, 4, 1480),
-            (Error::HostUnreachable, 3, 1, 0),
             (Error::PortUnreachable, 3, 3, 0),
         ] {
             let expected = PacketBuilder::icmp(&text(ROUTER), &text(CLIENT.address), kind, code);

@@ -263,6 +263,11 @@ impl Transmit {
         cx.counters.event(if sent { Event::ResetsSent } else { Event::ResetsSuppressed });
     }
 
+    /// Tells a client that nobody serves it, as LVS does: with an ICMP port unreachable, back the way it came.
+    pub fn unreachable(&mut self, cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
+        self.icmp_back(cx, icmp::Error::PortUnreachable, meta, frame);
+    }
+
     #[cold]
     fn icmp_back(&mut self, cx: &mut Context<'_, '_>, error: icmp::Error, meta: &Meta, frame: &Frame) {
         let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];

@@ -68,7 +68,7 @@ named! {
         MtuExceeded = "mtu_exceeded": "too big for the next hop and not to be fragmented; an ICMP fragmentation needed went back",
         BadSource = "bad_source": "the source of a packet that would open a connection is no host's address, or one of ours",
         OutOfState = "out_of_state": "no connection, and the packet cannot open one",
-        NoServer = "no_server": "the service has no server to give",
+        NoServer = "no_server": "the service has no server to give; an ICMP port unreachable went back",
         ServerGone = "server_gone": "the connection's server is no longer configured",
         TableFull = "table_full": "the connection table is full",
         TupleTaken = "tuple_taken": "the server's answers could not be told from those of another connection (NAT: one client port, two VIPs, one server)",

@@ -228,7 +228,11 @@ impl Model {
         let here = |flow: &&Flow| flow.worker == outcome.worker;
         let last_pick = self.last_pick[service].take();
         match outcome.reason {
-            Some(DropReason::NoServer) => return assert!(eligible.is_empty(), "{eligible:?}"),
+            Some(DropReason::NoServer) => {
+                assert!(eligible.is_empty(), "{eligible:?}");
+                // The ICMP error, while the rate limit lasts.
+                return assert!(outcome.emitted <= 1);
+            }
             Some(DropReason::TableFull) => {
                 return assert_eq!(self.flows.iter().filter(here).count(), CAPACITY);
             }
