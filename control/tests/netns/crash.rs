@@ -22,7 +22,7 @@ fn leaves_no_reset(driver: Driver) {
     let mut lab = Lab::new("crash", PLAIN);
     Daemon::start(&mut lab, &Config { servers: vec![11], ..Config::new(driver) });
     lab.capture("client", "front");
-    lab.capture("director", "back");
+    lab.capture("switch", "director");
     let downloads: Vec<_> = MODES
         .iter()
         .map(|(_, vip)| {

@@ -18,4 +18,5 @@ mod neighbour;
 mod offloads;
 mod reload;
 mod stop;
+mod uml;
 mod workers;

@@ -47,10 +47,14 @@ fn serves(driver: Driver) {
         assert_eq!(port["kind"], kind);
     }
     lab.judge(Judged::Every);
-    // DR and TUN servers answer past the director: only there does the client's own leg on the back network see them.
-    let past = |filter: &str| lab.captures.iter().map(|capture| capture.count(filter)).collect::<Vec<_>>();
-    let answers = past("ip.src in {203.0.113.30, 203.0.113.40} && tcp");
-    assert!(answers[1] > 0 && answers[2] == 0 && answers[3] == 0, "DR and TUN answers by edge: {answers:?}");
-    let resets = past("tcp.flags.reset == 1");
-    assert_eq!(resets, [0; 7], "RST by edge");
+    let seen = |filter: &str| lab.captures.iter().map(|capture| capture.count(filter)).collect::<Vec<_>>();
+    // DR and TUN servers answer past the director, over the client's own leg on the back network.
+    let answers = seen("ip.src in {203.0.113.30, 203.0.113.40} && tcp");
+    assert!(answers[0] == 0 && answers[1] > 0 && answers[2] == 0, "DR and TUN answers by edge: {answers:?}");
+    // FULLNAT and NAT answers come back through it.
+    let answers = seen("ip.src in {203.0.113.10, 203.0.113.20} && tcp");
+    assert!(answers[0] > 0 && answers[1] == 0, "FULLNAT and NAT answers by edge: {answers:?}");
+    assert!(seen("ip.src == 10.2.0.200 && tcp")[2] > 0, "FULLNAT servers see the local address");
+    assert!(seen("ip.proto == 4 && ip.dst == 10.2.0.11")[2] > 0, "TUN servers get IPIP");
+    assert_eq!(seen("tcp.flags.reset == 1"), [0; 6], "RST by edge");
 }

@@ -18,7 +18,7 @@ fn hand_over(driver: Driver) {
     let mut lab = Lab::new("workers", Cables { queues: 2, ..PLAIN });
     Daemon::start(&mut lab, &Config { workers: 2, ..Config::new(driver) });
     lab.capture("client", "front");
-    lab.capture("director", "back");
+    lab.capture("switch", "director");
     for (mode, vip) in MODES {
         let shares = lab.shares(&format!("http://{vip}/"), 40);
         assert!(shares.iter().all(|share| *share >= 8), "{mode}: {shares:?}");
