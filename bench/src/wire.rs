@@ -75,17 +75,21 @@ impl Feed {
         self.len() == 0
     }
 
+    /// Writes frame number `index` and the next ones into `frames`, none of them beyond the end.
     #[inline]
-    fn write(&self, index: usize, frame: &mut Frame) -> bool {
+    fn write(&self, index: usize, frames: &mut [Frame]) {
         match self {
             Self::Headers { base, headers } => {
-                let fits = frame.fill(base);
-                if let Some(bytes) = frame.data_mut().first_chunk_mut() {
-                    headers[index].write(bytes);
+                for (frame, header) in frames.iter_mut().zip(&headers[index..]) {
+                    assert!(frame.fill(base), "frames fit their buffers");
+                    header.write(frame.data_mut().first_chunk_mut().expect("it was just filled"));
                 }
-                fits
             }
-            Self::Frames(frames) => frame.fill(&frames[index]),
+            Self::Frames(bytes) => {
+                for (frame, bytes) in frames.iter_mut().zip(&bytes[index..]) {
+                    assert!(frame.fill(bytes), "frames fit their buffers");
+                }
+            }
         }
     }
 }
@@ -178,13 +182,16 @@ impl RxQueue for Source {
             frame.prefetch();
             burst.push(frame);
         }
-        let Queue { feed, next, remaining } = &mut *queue;
-        for frame in &mut burst[before..] {
-            assert!(feed.write(*next, frame), "frames fit their buffers");
-            *next = if *next + 1 == feed.len() { 0 } else { *next + 1 };
-            self.stats.bytes += frame.len() as u64;
-        }
         let received = burst.len() - before;
+        let Queue { feed, next, remaining } = &mut *queue;
+        let mut frames = &mut burst[before..];
+        while !frames.is_empty() {
+            let (now, later) = frames.split_at_mut(frames.len().min(feed.len() - *next));
+            feed.write(*next, now);
+            *next = (*next + now.len()) % feed.len();
+            self.stats.bytes += now.iter().map(|frame| frame.len() as u64).sum::<u64>();
+            frames = later;
+        }
         *remaining -= received as u64;
         self.stats.packets += received as u64;
         received

@@ -106,7 +106,9 @@ impl Drop for Region {
 #[derive(Debug)]
 pub struct Mempool {
     region: Arc<Region>,
-    index: u32,
+    /// The chunks at home here: `count` of them from number `first` on.
+    first: u32,
+    count: u32,
     free: Vec<u32>,
     /// Freed here, at home elsewhere: one list per pool, indexed by home.
     away: Vec<Vec<u32>>,
@@ -128,7 +130,8 @@ impl Mempool {
             let away = |home| Vec::with_capacity(if home == index { 0 } else { config.chunks as usize });
             Self {
                 region: region.clone(),
-                index,
+                first,
+                count: config.chunks,
                 // Lowest chunk on top: a lightly loaded worker keeps to a few warm ones.
                 free: (first..first + config.chunks).rev().collect(),
                 away: (0..pools).map(away).collect(),
@@ -190,13 +193,19 @@ impl Mempool {
 
     #[inline]
     pub(crate) fn put(&mut self, chunk: Chunk) {
-        let home = chunk.0 / self.region.chunks_per_pool;
-        if home == self.index {
+        // A chunk below our first wraps round and is far away too; a division per frame would show.
+        if chunk.0.wrapping_sub(self.first) < self.count {
             self.free.push(chunk.0);
         } else {
-            self.away[home as usize].push(chunk.0);
-            self.away_count += 1;
+            self.put_away(chunk);
         }
+    }
+
+    #[cold]
+    fn put_away(&mut self, chunk: Chunk) {
+        let home = chunk.0 / self.region.chunks_per_pool;
+        self.away[home as usize].push(chunk.0);
+        self.away_count += 1;
     }
 
     /// Whether chunks of other pools wait to be sent home.

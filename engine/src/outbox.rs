@@ -130,7 +130,7 @@ impl Outbox {
         count
     }
 
-    #[inline]
+    #[inline(always)]
     fn carry_out(&mut self, verdict: Verdict, frame: Frame) {
         match verdict {
             Verdict::Forward(port) => self.forward(port, frame),
