@@ -57,6 +57,12 @@ named! {
 /// Counters per server slot.
 pub const PER_SERVER: usize = ServerField::ALL.len();
 
+// A packet and its bytes are counted side by side.
+const _: () = {
+    assert!(ServerField::BytesIn as usize == ServerField::PacketsIn as usize + 1);
+    assert!(ServerField::BytesOut as usize == ServerField::PacketsOut as usize + 1);
+};
+
 /// Index of a server's counter in a worker's counters.
 #[inline]
 pub const fn server(slot: u32, field: ServerField) -> usize {
@@ -122,6 +128,17 @@ impl WorkerCounters {
     pub fn server_add(&mut self, id: ServerId, field: ServerField, amount: u64) {
         if self.generations[id.slot as usize] == id.generation {
             self.counters.add(server(id.slot, field), amount);
+        }
+    }
+
+    /// Counts a packet of `bytes` to (or else from) server `id`, if it is still its slot's tenant.
+    #[inline]
+    pub fn server_packet(&mut self, id: ServerId, to_server: bool, bytes: u64) {
+        if self.generations[id.slot as usize] == id.generation {
+            let packets = if to_server { ServerField::PacketsIn } else { ServerField::PacketsOut };
+            let packets = server(id.slot, packets);
+            self.counters.bump(packets);
+            self.counters.add(packets + 1, bytes);
         }
     }
 

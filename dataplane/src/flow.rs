@@ -341,12 +341,8 @@ impl Flows {
         frame: &mut Frame,
     ) -> Decision {
         self.advance(cx, hit, server, meta);
-        let (packets, bytes) = match hit.direction {
-            Direction::Request => (ServerField::PacketsIn, ServerField::BytesIn),
-            Direction::Reply => (ServerField::PacketsOut, ServerField::BytesOut),
-        };
-        cx.counters.server_add(server.id, packets, 1);
-        cx.counters.server_add(server.id, bytes, meta.l3_len().into());
+        let to_server = hit.direction == Direction::Request;
+        cx.counters.server_packet(server.id, to_server, meta.l3_len().into());
         let conn = self.table.get_mut(hit.id);
         match hit.direction {
             Direction::Request => self.transmit.request(cx, conn, server, meta, frame),

@@ -189,7 +189,7 @@ impl Stages {
     }
 
     /// What to do with a packet of `tuple` when its flow does not live here.
-    #[inline]
+    #[inline(always)]
     fn elsewhere(&self, origin: Origin, role: classify::Role, tuple: &Tuple<V4>) -> Option<Decision> {
         let home = self.flows.home_of(role, tuple);
         if home == self.flows.worker || self.flows.is_here(tuple) {

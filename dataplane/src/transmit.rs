@@ -145,7 +145,7 @@ impl Transmit {
     }
 
     /// Outer header if the packet is to be tunnelled, and the link header instead of the one of `l2_len` bytes.
-    #[inline]
+    #[inline(always)]
     fn dress(
         &mut self,
         link: &Link<'_>,
