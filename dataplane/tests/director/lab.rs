@@ -207,7 +207,7 @@ impl Lab {
             worker: WorkerId(worker),
             workers: world.workers,
             secret: [5, 7],
-            max_connections: 64,
+            max_connections: 16,
             max_services: SERVICES as u32,
             max_servers: SLOTS as u32,
         };

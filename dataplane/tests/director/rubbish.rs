@@ -31,6 +31,8 @@ struct Rubbish {
     options: Vec<u8>,
     ttl: u8,
     dont_fragment: bool,
+    /// A total length that lies.
+    total_len: Option<u16>,
     /// Bytes overwritten, by offset.
     writes: Vec<(usize, u8)>,
     /// Bytes cut off, or put on.
@@ -47,7 +49,7 @@ enum Op {
 }
 
 fn base() -> impl Strategy<Value = Base> {
-    let port = || 40_000u16..40_004;
+    let port = || prop_oneof![3 => 40_000u16..40_004, 1 => 40_000u16..41_000];
     let flags = prop_oneof![Just(0x02u8), Just(0x10), Just(0x11), Just(0x04), any::<u8>()];
     let offset =
         prop_oneof![3 => Just(0u16), 1 => Just(8), 1 => Just(1480), 1 => (0u16..8192).prop_map(|o| o * 8)];
@@ -71,14 +73,16 @@ prop_compose! {
         options in prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(any::<u8>(), 0..40)],
         ttl in prop_oneof![8 => Just(64u8), 1 => 0u8..3],
         dont_fragment in any::<bool>(),
+        total_len in prop::option::weighted(0.2, 0..120u16),
         writes in prop_oneof![
             2 => Just(Vec::new()),
-            3 => prop::collection::vec((12..90usize, any::<u8>()), 1..4),
+            1 => prop::collection::vec((0..120usize, any::<u8>()), 1..4),
+            2 => prop::collection::vec((14..100usize, any::<u8>()), 1..4),
         ],
         tail in prop_oneof![3 => Just(0isize), 1 => -60..60isize],
-        repaired in any::<bool>(),
+        repaired in prop::bool::weighted(0.8),
     ) -> Rubbish {
-        Rubbish { base, vid, options, ttl, dont_fragment, writes, tail, repaired }
+        Rubbish { base, vid, options, ttl, dont_fragment, total_len, writes, tail, repaired }
     }
 }
 
@@ -120,6 +124,7 @@ impl Rubbish {
         };
         let packet = packet.ttl(self.ttl).ip_options(&self.options).link(CLIENT_MAC, US[usize::from(on)]);
         let packet = if self.dont_fragment { packet.dont_fragment() } else { packet };
+        let packet = self.total_len.map_or(packet.clone(), |len| packet.total_len(len));
         let packet = self.vid.map_or(packet.clone(), |vid| packet.vlan(vid));
         self.damage(packet.build())
     }
