@@ -132,7 +132,18 @@ impl World {
         ServerId { slot: slot as u32, generation: self.servers[slot].unwrap() }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    pub(crate) fn config(&self, worker: u16) -> Config {
+        Config {
+            worker: WorkerId(worker),
+            workers: self.workers,
+            secret: [5, 7],
+            max_connections: 16,
+            max_services: SERVICES as u32,
+            max_servers: SLOTS as u32,
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let mut builder = Builder::new();
         for (name, mac) in ["clients", "servers"].into_iter().zip(US) {
             builder.port(PortInfo { name: name.into(), mac });
@@ -203,17 +214,9 @@ impl Lab {
     pub(crate) fn new(world: World) -> Self {
         let workers = usize::from(world.workers);
         let (publisher, readers) = publish::channel(world.snapshot(), workers);
-        let config = |worker| Config {
-            worker: WorkerId(worker),
-            workers: world.workers,
-            secret: [5, 7],
-            max_connections: 16,
-            max_services: SERVICES as u32,
-            max_servers: SLOTS as u32,
-        };
         let mut pipelines: Vec<_> = (0..)
             .zip(readers)
-            .map(|(worker, reader)| Pipeline::new(config(worker), reader).unwrap())
+            .map(|(worker, reader)| Pipeline::new(world.config(worker), reader).unwrap())
             .collect();
         let published: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         for (worker, pipeline) in pipelines.iter_mut().enumerate() {

@@ -7,6 +7,7 @@ mod icmp;
 mod lab;
 mod limits;
 mod martians;
+mod on_workers;
 mod oversize;
 mod packets;
 mod reload;
