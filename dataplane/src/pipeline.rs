@@ -236,10 +236,24 @@ impl Stages {
                 cx.emit.free(held.frame);
                 continue;
             }
-            cx.counters.event(Event::FragmentsFollowed);
-            let decision = self.at_home(cx, origin, &Packet { meta: held.meta, ..*packet }, &mut held.frame);
+            let decision = self.follow(cx, origin, &Packet { meta: held.meta, ..*packet }, &mut held.frame);
             cx.count(decision);
             cx.emit.release(decision.into(), held.frame);
+        }
+        decision
+    }
+
+    /// A later fragment with the tuple of its first.
+    fn follow(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        origin: Origin,
+        packet: &Packet<V4>,
+        frame: &mut Frame,
+    ) -> Decision {
+        let decision = self.at_home(cx, origin, packet, frame);
+        if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
+            cx.counters.event(Event::FragmentsFollowed);
         }
         decision
     }
@@ -257,8 +271,7 @@ impl Stages {
             Err(decision) => return decision,
         };
         if let Some((role, tuple)) = self.fragments.lookup(&key, cx.now) {
-            cx.counters.event(Event::FragmentsFollowed);
-            return self.at_home(cx, origin, &Packet { role, tuple, meta }, frame);
+            return self.follow(cx, origin, &Packet { role, tuple, meta }, frame);
         }
         if !self.fragments.has_room() {
             return Decision::Drop(DropReason::FragmentsFull);

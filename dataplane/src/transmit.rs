@@ -310,15 +310,19 @@ fn own_address(cx: &Context<'_, '_>, packet: &[u8]) -> V4 {
     hop.and_then(|hop| hop.address).and_then(V4::from_ip).unwrap_or(dst)
 }
 
-/// Emits a packet that `write` makes to the station `frame` came from, by the port it came in by.
+/// Emits a packet that `write` makes to the station `frame` came from, by the port it came in by. Returns false when
+/// there is nothing to say, no buffer, or no single station to say it to.
 fn send_back(
     cx: &mut Context<'_, '_>,
     meta: &Meta,
     frame: &Frame,
     write: impl FnOnce(&mut Frame) -> bool,
 ) -> bool {
-    let Some(mut out) = cx.emit.alloc() else { return false };
     let header = &frame.data()[..usize::from(meta.l3)];
+    if header[6] & 1 != 0 {
+        return false;
+    }
+    let Some(mut out) = cx.emit.alloc() else { return false };
     if !write(&mut out) || !out.push_front(header.len()) {
         cx.emit.free(out);
         return false;

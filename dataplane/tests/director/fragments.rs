@@ -45,6 +45,11 @@ fn a_datagram_in_three_fragments_reaches_its_server_whole_from_every_worker_in_e
             assert_eq!(reassembled(&got), expected, "{mode:?} {protocol} {order:?} at {arrival:?}");
         }
         assert_eq!(lab.dropped(DropReason::HandoffLoop), 0);
+        assert_eq!(
+            lab.count(Event::FragmentsFollowed),
+            2 * 20,
+            "each counts once, however many workers it passed"
+        );
         lab.finish();
     }
 }

@@ -1,5 +1,6 @@
 //! Where answers go on the link: to the client's own station, learnt from its frames on its own network only.
 
+use shunt_dataplane::counters::Event;
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::tuple::Protocol;
 use shunt_dataplane::verdict::DropReason;
@@ -70,5 +71,12 @@ fn a_router_in_another_vlan_is_not_taken_for_the_client() {
 fn nothing_is_sent_to_a_group_address() {
     let mut lab = Lab::new(World::default());
     assert_eq!(answered_to(&mut lab, MacAddr([0xff; 6]), CLIENTS, None), None);
+    let stray = PacketBuilder::tcp(client(40_000), vip(Mode::Nat, Protocol::Tcp));
+    let dying = PacketBuilder::udp(client(40_000), vip(Mode::Nat, Protocol::Udp)).ttl(1);
+    for packet in [stray, dying] {
+        let frame = packet.link(MacAddr([0x01, 0, 0x5e, 0, 0, 1]), US[0]).build();
+        assert_eq!(lab.deliver(1, CLIENTS, &[frame]), []);
+    }
+    assert_eq!((lab.count(Event::ResetsSuppressed), lab.count(Event::IcmpSuppressed)), (1, 1));
     lab.finish();
 }
