@@ -56,5 +56,8 @@ fn serves(driver: Driver) {
     assert!(answers[0] > 0 && answers[1] == 0, "FULLNAT and NAT answers by edge: {answers:?}");
     assert!(seen("ip.src == 10.2.0.200 && tcp")[2] > 0, "FULLNAT servers see the local address");
     assert!(seen("ip.proto == 4 && ip.dst == 10.2.0.11")[2] > 0, "TUN servers get IPIP");
-    assert_eq!(seen("tcp.flags.reset == 1"), [0; 6], "RST by edge");
+    // A server may reset a connection it has forgotten when the machine is slow; the director invents none.
+    let given = seen("tcp.flags.reset == 1 && eth.src == 02:00:0a:01:00:02")[0];
+    let got = seen("tcp.flags.reset == 1 && eth.dst == 02:00:0a:02:00:02")[2];
+    assert!(given <= got, "{given} RSTs to the client, {got} from servers");
 }
