@@ -284,13 +284,13 @@ impl Transmit {
     }
 }
 
-/// Whether an ICMP error may travel on, and fits. If not it goes silently: nothing answers an ICMP error.
+/// Whether an ICMP error may travel on, and fits. If not it goes silently, as later when it cannot be cut: nothing
+/// answers an ICMP error.
 fn check_error(link: &Link<'_>, overhead: u16, meta: &Meta) -> Result<bool, DropReason> {
     if meta.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    let fits = meta.l3_len() <= link.hop.mtu.saturating_sub(overhead);
-    if fits || !meta.dont_fragment { Ok(fits) } else { Err(DropReason::MtuExceeded) }
+    Ok(meta.l3_len() <= link.hop.mtu.saturating_sub(overhead))
 }
 
 /// What `mode` adds to a packet, in bytes.

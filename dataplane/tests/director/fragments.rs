@@ -126,6 +126,7 @@ fn a_later_fragment_opens_no_connection() {
         assert_eq!(lab.deliver(1, CLIENTS, &frames[1..]), []);
         assert_eq!(lab.conn(src, dst).map(|(_, conn)| conn.server), None);
         assert_eq!((lab.dropped(DropReason::ServerGone), lab.dropped(DropReason::OutOfState)), (1, 1));
+        assert_eq!(lab.count(Event::ResetsSuppressed), 0, "nor would it be answered");
         lab.finish();
     }
 }

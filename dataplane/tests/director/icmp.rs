@@ -128,3 +128,17 @@ fn a_long_error_is_cut_for_the_tunnel_or_dropped_without_an_answer() {
     assert_eq!(lab.count(Event::IcmpForwarded), 1);
     lab.finish();
 }
+
+#[test]
+fn what_follows_a_short_quote_in_the_frame_is_no_part_of_it() {
+    let mut lab = Lab::new(World::default());
+    let conn = lab.open(0, 40_000, Mode::Fullnat, Protocol::Tcp);
+    let seen = request(&mut lab, &conn);
+    let trailer = [0xa5; 20];
+    let frame = error(conn.server.address, conn.peer.address, &seen, 28).link(server_mac(0), US[1]).build();
+    let out = lab.deliver(2, SERVERS, &[[&frame[..], &trailer].concat()]);
+    let sent = data(Protocol::Tcp, conn.client, conn.vip, 30).id(5).ttl(63).build_ip();
+    let expected = error(VIP, conn.client.address, &sent, 28).ttl(63).build_ip();
+    assert_eq!(the_packet(&out, To::Port(CLIENTS)), [&expected[..], &trailer].concat());
+    lab.finish();
+}

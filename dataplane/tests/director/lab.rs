@@ -59,6 +59,8 @@ pub(crate) struct World {
     pub(crate) clients_vid: Option<u16>,
     /// Whether the servers have another mode than their service's name says.
     pub(crate) other_modes: bool,
+    /// Whether the clients' network is behind the router.
+    pub(crate) clients_routed: bool,
     /// Buffers per worker.
     pub(crate) chunks: u32,
 }
@@ -72,6 +74,7 @@ impl Default for World {
             servers: [Some(1); SLOTS],
             clients_vid: None,
             other_modes: false,
+            clients_routed: false,
             chunks: 512,
         }
     }
@@ -158,7 +161,8 @@ impl World {
             address: Some(ip(OWN[usize::from(port.0)])),
         };
         let prefix = |address: &str, len| Prefix::new(address.parse().unwrap(), len).unwrap();
-        builder.hop(HopId(0), hop(CLIENTS, None)).route(prefix("198.51.100.0", 24), HopId(0));
+        let clients = HopId(u16::from(self.clients_routed));
+        builder.hop(HopId(0), hop(CLIENTS, None)).route(prefix("198.51.100.0", 24), clients);
         builder.hop(HopId(1), hop(CLIENTS, Some(ROUTER_MAC))).route(prefix("0.0.0.0", 0), HopId(1));
         for slot in 0..SLOTS {
             let id = HopId(slot as u16 + 10);
@@ -169,7 +173,7 @@ impl World {
             let (service, servers) = self.service(mode, protocol);
             builder.service(service, servers);
         }
-        builder.routes_generation(1);
+        builder.routes_generation(u32::from(self.clients_routed));
         builder.build()
     }
 

@@ -9,6 +9,8 @@ use shunt_dataplane::wire::builder::PacketBuilder;
 use shunt_dataplane::wire::ipv4;
 use shunt_dataplane::wire::tcp::{self, flags};
 
+use shunt_engine::Duration;
+
 use crate::lab::{
     CLIENT_MAC, CLIENTS, Lab, PER_SERVICE, SERVERS, To, US, World, every, number, packet_in, server_mac,
 };
@@ -137,4 +139,20 @@ fn a_connection_keeps_its_mode_whatever_its_servers_becomes() {
         }
         lab.finish();
     }
+}
+
+#[test]
+fn wlc_sees_what_all_workers_have() {
+    let mut lab = Lab::new(World::default());
+    let slot = number(Mode::Dr, Protocol::Udp) * PER_SERVICE;
+    for case in 0..16 {
+        lab.open(case % 3, 40_000 + case as u16, Mode::Dr, Protocol::Udp);
+        for _ in 0..3 {
+            lab.pass(Duration::from_millis(5));
+        }
+        let opened = |slot| lab.connections().iter().filter(|(_, conn)| conn.server_id.slot == slot).count();
+        let (first, second) = (opened(slot as u32), opened(slot as u32 + 1));
+        assert!(first.abs_diff(second) <= 1, "{first} and {second}");
+    }
+    lab.finish();
 }

@@ -80,3 +80,17 @@ fn nothing_is_sent_to_a_group_address() {
     assert_eq!((lab.count(Event::ResetsSuppressed), lab.count(Event::IcmpSuppressed)), (1, 1));
     lab.finish();
 }
+
+#[test]
+fn an_answer_takes_the_route_there_is_now() {
+    let mut lab = Lab::new(World::default());
+    let conn = lab.open(0, 40_000, Mode::Nat, Protocol::Udp);
+    let answer = data(Protocol::Udp, conn.server, conn.peer, 10);
+    let answer = answer.link(server_mac(conn.server_id.slot as usize), US[1]).build();
+    for (routed, station) in [(false, CLIENT_MAC), (true, ROUTER_MAC), (false, CLIENT_MAC)] {
+        lab.reload(|world| world.clients_routed = routed);
+        let out = lab.deliver(1, SERVERS, std::slice::from_ref(&answer));
+        assert_eq!((out[0].to, &out[0].bytes[..6]), (To::Port(CLIENTS), &station.0[..]));
+    }
+    lab.finish();
+}
