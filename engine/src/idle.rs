@@ -189,6 +189,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "miri cannot poll")]
     fn a_wake_up_between_last_look_and_sleep_is_not_lost() {
         let waker = Waker::new().unwrap();
         let mut idle = Idle::new(IdleConfig::Adaptive { spin: Duration::ZERO }, waker.clone());
@@ -201,6 +202,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "miri cannot poll")]
     fn a_queue_that_is_readable_without_frames_is_not_polled_twice_in_a_row() {
         let ready = rustix::event::eventfd(1, rustix::event::EventfdFlags::empty()).unwrap();
         let mut idle = Idle::new(IdleConfig::default(), Waker::new().unwrap());

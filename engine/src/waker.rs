@@ -123,6 +123,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "miri cannot poll")]
     fn only_an_announced_sleep_is_ended_and_only_once() {
         let waker = Waker::new().unwrap();
         waker.wake();

@@ -380,6 +380,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "miri cannot poll")]
     fn a_sleeping_worker_is_woken_and_an_empty_queue_lets_it_sleep_again() {
         let (mut port, mut wire) = MemPort::open(MemConfig::default()).unwrap();
         let (mut rx, _tx) = port.take_queue(0).unwrap();
