@@ -67,7 +67,14 @@ impl Frame {
         Self { base, chunk: chunk.0, size, offset, len, queue: 0, port: PortId(0) }
     }
 
+    /// Where the chunk begins, and its number.
+    #[inline]
+    pub(crate) fn place(&self) -> (NonNull<u8>, u32) {
+        (self.base, self.chunk)
+    }
+
     /// Gives the chunk back, without its bytes.
+    #[inline]
     pub(crate) fn into_chunk(self) -> Chunk {
         let chunk = Chunk(self.chunk);
         std::mem::forget(self);

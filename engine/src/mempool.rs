@@ -173,9 +173,22 @@ impl Mempool {
     }
 
     /// Takes a frame's buffer back.
+    ///
+    /// # Panics
+    /// When the frame is of another region: its buffer must never be dealt out here.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
-        self.put(frame.into_chunk());
+        let chunk = self.chunk(frame);
+        self.put(chunk);
+    }
+
+    /// The chunk of `frame`. The check keeps a number of one region from naming a second owner of a chunk in another.
+    #[inline]
+    pub(crate) fn chunk(&self, frame: Frame) -> Chunk {
+        let (base, number) = frame.place();
+        let offset = number as usize * usize::from(self.region.chunk_size);
+        assert!(base.addr().get() == self.region.base().addr().get() + offset, "the frame is of this region");
+        frame.into_chunk()
     }
 
     /// Frees all frames of a burst.
@@ -220,6 +233,12 @@ impl Mempool {
         Some(Chunk(chunk))
     }
 
+    /// Whether the pool's buffers are those of `region`.
+    #[inline]
+    pub(crate) fn is_of(&self, region: &Arc<Region>) -> bool {
+        Arc::ptr_eq(&self.region, region)
+    }
+
     /// The frame that owns `chunk` and shows `len` bytes at `offset`.
     #[inline]
     pub(crate) fn frame(&self, chunk: Chunk, offset: u16, len: u16) -> Frame {
@@ -249,6 +268,15 @@ mod tests {
 
     fn small(workers: usize) -> Vec<Mempool> {
         Mempool::split(PoolConfig { chunks: 4, ..PoolConfig::default() }, workers).unwrap()
+    }
+
+    #[test]
+    #[should_panic(expected = "the frame is of this region")]
+    fn a_frame_of_another_region_is_never_dealt_out_here() {
+        let config = PoolConfig { chunks: 4, ..PoolConfig::default() };
+        let (mut own, mut other) = (Mempool::single(config).unwrap(), Mempool::single(config).unwrap());
+        let frame = own.alloc().unwrap();
+        other.free(frame);
     }
 
     #[test]

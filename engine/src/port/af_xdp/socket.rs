@@ -43,6 +43,15 @@ const BIND_PAUSE: Duration = Duration::from_millis(50);
 const ETHERNET_LEN: usize = 14;
 pub(super) const LINK_LEN: usize = 18;
 
+/// The rings carry chunk numbers of one region.
+const WRONG_POOL: &str = "the pool is of the region that the socket has registered";
+
+/// The chunk of an address in the region. Pools refuse a number that no chunk has, and one that is too large for a
+/// number must not become another chunk's.
+fn chunk_at(address: u64, chunk_size: u64) -> Chunk {
+    Chunk(u32::try_from(address / chunk_size).unwrap_or(u32::MAX))
+}
+
 /// What both halves stand on.
 #[derive(Debug)]
 struct Socket {
@@ -206,12 +215,13 @@ impl AfXdpRx {
 
 impl RxQueue for AfXdpRx {
     fn rx_burst(&mut self, pool: &mut Mempool, burst: &mut Burst) -> usize {
+        assert!(pool.is_of(&self.socket.region), "{WRONG_POOL}");
         let before = burst.len();
         let mut popped = 0;
         while !burst.is_full() && popped < 2 * BURST as u32 {
             let Some(descriptor) = self.ring.pop() else { break };
             popped += 1;
-            let chunk = Chunk((descriptor.addr / self.chunk_size) as u32);
+            let chunk = chunk_at(descriptor.addr, self.chunk_size);
             let len = descriptor.len as usize;
             if len > self.frame_len_max {
                 self.stats.oversize += 1;
@@ -298,7 +308,7 @@ impl AfXdpTx {
     fn take_back(&mut self, pool: &mut Mempool) {
         let mut completed = 0;
         while let Some(address) = self.completion.pop() {
-            pool.put(Chunk((address / self.chunk_size) as u32));
+            pool.put(chunk_at(address, self.chunk_size));
             completed += 1;
         }
         if completed > 0 {
@@ -310,6 +320,7 @@ impl AfXdpTx {
 
 impl TxQueue for AfXdpTx {
     fn tx_burst(&mut self, pool: &mut Mempool, burst: &mut Burst) -> usize {
+        assert!(pool.is_of(&self.socket.region), "{WRONG_POOL}");
         let before = burst.len();
         self.take_back(pool);
         // A buffer in flight has its place in the completion ring too, so that ring bounds both.
@@ -324,7 +335,7 @@ impl TxQueue for AfXdpTx {
                 continue;
             }
             let offset = u64::from(frame.offset());
-            let addr = u64::from(frame.into_chunk().0) * self.chunk_size + offset;
+            let addr = u64::from(pool.chunk(frame).0) * self.chunk_size + offset;
             self.ring.push(XdpDesc { addr, len: len as u32, options: XdpDescOptions::empty() });
             self.stats.bytes += len as u64;
             sent += 1;
@@ -340,6 +351,7 @@ impl TxQueue for AfXdpTx {
 
     fn reclaim(&mut self, pool: &mut Mempool) {
         if self.in_flight > 0 {
+            assert!(pool.is_of(&self.socket.region), "{WRONG_POOL}");
             self.kick();
             self.take_back(pool);
         }
