@@ -16,13 +16,16 @@ use crate::config::{Config, Service};
 use crate::kernel::{Kernel, Way};
 use crate::netlink::{Netlink, NetlinkError};
 
-/// Addresses and neighbours that we put into the kernel.
+/// What we changed in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ours {
     /// Addresses by interface name.
     pub addresses: BTreeSet<(String, IpAddr)>,
     /// Managed neighbours by interface name.
     pub neighbours: BTreeSet<(String, IpAddr)>,
+    /// Receive offloads that were on before us, by interface name and the offload's name in ethtool(8).
+    #[serde(default)]
+    pub offloads: BTreeSet<(String, String)>,
 }
 
 /// The file that remembers what is ours.

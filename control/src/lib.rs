@@ -2,10 +2,13 @@
 //!
 //! One change's way through the files: [`config`] reads the file as typed and then what it means; [`state`] keeps the
 //! numbers of what stays; [`kernel`] is the machine's network as [`netlink`] shows it; [`compile`] makes of all three
-//! the snapshot that workers read; `reload` puts it in force. Around it [`guard`], [`addresses`], [`announce`] and
-//! [`neighbours`] change the outside world, [`devices`] opens ports, [`supervisor`] owns everything, [`admin`] answers
+//! the snapshot that workers read; `reload` puts it in force. Around it [`guard`], [`addresses`], [`announce`],
+//! [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports, [`supervisor`] owns everything, [`admin`] answers
 //! questions and [`cli`] asks them.
 #![forbid(unsafe_code)]
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("a worker that panics must leave the rest of the daemon able to clean up: panic = \"unwind\"");
 
 pub mod addresses;
 pub mod admin;
@@ -18,6 +21,7 @@ pub mod guard;
 pub mod kernel;
 pub mod neighbours;
 pub mod netlink;
+pub mod offloads;
 mod reload;
 pub mod state;
 pub mod supervisor;

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use crate::addresses::{Ledger, LedgerError};
 use crate::kernel::Kernel;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, NetlinkError};
 
 /// How often each station is asked whether it is still there. The kernel gives up three seconds after a change
 /// (ucast_solicit × retrans_time_ms), so the new address is known after five at most.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Has the kernel manage every station of `wanted`, and forgets those we had it manage before. Stations that somebody
-/// has configured for good are left alone. A refusal is logged: the next reading tries again.
+/// has configured for good are left alone. Returns what the kernel refused: the next reading tries again.
 ///
 /// # Errors
 /// When the ledger cannot be written.
@@ -26,33 +26,65 @@ pub async fn adjust(
     kernel: &Kernel,
     netlink: &Netlink,
     ledger: &mut Ledger,
-) -> Result<(), LedgerError> {
-    let named = |link: u32| kernel.link(link).map(|link| link.name.clone());
-    for (name, address) in ledger.ours().neighbours.clone() {
-        let link = kernel.link_named(&name).map(|link| link.index);
-        if link.is_some_and(|link| wanted.contains(&(link, address))) {
-            continue;
+) -> Result<Option<Refused>, LedgerError> {
+    let mut gone = Vec::new();
+    for (name, address) in &ledger.ours().neighbours {
+        let link = kernel.link_named(name).map(|link| link.index);
+        if !link.is_some_and(|link| wanted.contains(&(link, *address))) {
+            gone.push((link, name.clone(), *address));
         }
-        forget(link, address, netlink).await;
-        ledger.update(|ours| {
-            ours.neighbours.remove(&(name.clone(), address));
-        })?;
     }
+    for (link, _, address) in &gone {
+        forget(*link, *address, netlink).await;
+    }
+    let mut missing = Vec::new();
     for &(link, address) in wanted {
-        let Some(name) = named(link) else { continue };
+        let Some(name) = kernel.link(link).map(|link| link.name.clone()) else { continue };
         let known = kernel.neighbour(link, address);
         let managed = ledger.ours().neighbours.contains(&(name.clone(), address));
-        if known.is_some_and(|known| known.fixed) || (managed && known.is_some()) {
-            continue;
-        }
-        ledger.update(|ours| {
-            ours.neighbours.insert((name.clone(), address));
-        })?;
-        if let Err(error) = netlink.manage_neighbour(link, address).await {
-            tracing::warn!("{name}: {error}");
+        if !known.is_some_and(|known| known.fixed || managed) {
+            missing.push((link, name, address));
         }
     }
-    Ok(())
+    // Written once, and before they are made: a crash in between leaves none that nobody remembers.
+    ledger.update(|ours| {
+        for (_, name, address) in &gone {
+            ours.neighbours.remove(&(name.clone(), *address));
+        }
+        ours.neighbours.extend(missing.iter().map(|(_, name, address)| (name.clone(), *address)));
+    })?;
+    let mut refused = None;
+    for (number, (link, _, address)) in missing.iter().enumerate() {
+        let Err(error) = netlink.manage_neighbour(*link, *address).await else { continue };
+        let is_full = error.errno() == Some(ENOBUFS);
+        let refused = refused.get_or_insert(Refused { count: 0, first: error });
+        refused.count += 1;
+        if is_full {
+            // No more than this one.
+            refused.count += missing.len() - number - 1;
+            break;
+        }
+    }
+    Ok(refused)
+}
+
+/// Stations that the kernel does not manage for us.
+#[derive(Debug)]
+pub struct Refused {
+    /// How many.
+    pub count: usize,
+    /// Why the first was refused.
+    pub first: NetlinkError,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} next hops are not kept fresh: {}", self.count, self.first)?;
+        match self.first.errno() {
+            Some(ENOBUFS) => write!(out, " (raise net.ipv4.neigh.default.gc_thresh3)"),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Forgets every neighbour we had the kernel manage.
@@ -60,7 +92,7 @@ pub async fn adjust(
 /// # Errors
 /// When the ledger cannot be written.
 pub async fn remove_all(kernel: &Kernel, netlink: &Netlink, ledger: &mut Ledger) -> Result<(), LedgerError> {
-    adjust(&BTreeSet::new(), kernel, netlink, ledger).await
+    adjust(&BTreeSet::new(), kernel, netlink, ledger).await.map(drop)
 }
 
 async fn forget(link: Option<u32>, address: IpAddr, netlink: &Netlink) {
@@ -74,6 +106,7 @@ async fn forget(link: Option<u32>, address: IpAddr, netlink: &Netlink) {
 
 /// errno(3)
 const ENOENT: i32 = 2;
+const ENOBUFS: i32 = 105;
 
 /// Asks every station that the kernel knows whether it is still there.
 pub async fn probe(stations: &BTreeSet<(u32, IpAddr)>, kernel: &Kernel, netlink: &Netlink) {
@@ -95,5 +128,26 @@ pub async fn seek(stations: &BTreeSet<(u32, IpAddr)>, kernel: &Kernel, netlink: 
         {
             tracing::debug!("{error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_table_is_told_with_how_many_and_what_helps() {
+        let refused = |errno| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            let first =
+                NetlinkError::Refused { action: "cannot manage neighbour 10.0.0.1".to_owned(), source };
+            Refused { count: 3, first }.to_string()
+        };
+        let full = refused(ENOBUFS);
+        assert!(
+            full.starts_with("3 next hops are not kept fresh: cannot manage neighbour 10.0.0.1"),
+            "{full}"
+        );
+        assert!(full.contains("gc_thresh3") && !refused(ENOENT).contains("gc_thresh3"));
     }
 }

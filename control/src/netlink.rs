@@ -193,7 +193,15 @@ impl Netlink {
         flags: u16,
         action: &str,
     ) -> Result<(), NetlinkError> {
-        let described = format!("cannot {action} neighbour {:?}", message.attributes.first());
+        let described = match message.attributes.first() {
+            Some(NeighbourAttribute::Destination(NeighbourAddress::Inet(v4))) => {
+                format!("cannot {action} neighbour {v4}")
+            }
+            Some(NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6))) => {
+                format!("cannot {action} neighbour {v6}")
+            }
+            _ => format!("cannot {action} a neighbour"),
+        };
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut handle = self.handle.clone();

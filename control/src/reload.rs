@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use shunt_dataplane::snapshot::Snapshot;
 use shunt_engine::steer::Rule;
 
-use crate::addresses;
+use crate::addresses::{self, LedgerError};
 use crate::admin::view::Reloaded;
 use crate::announce::announce;
 use crate::compile::{compile, stations};
@@ -94,14 +94,23 @@ impl Daemon {
         }
         let stations = stations(&self.config, &self.kernel, &self.ports);
         if let Err(error) = self.adjust_neighbours(&stations).await {
-            warnings.push(error);
+            warnings.push(error.to_string());
         }
         generation.0
     }
 
-    async fn adjust_neighbours(&mut self, stations: &BTreeSet<(u32, IpAddr)>) -> Result<(), String> {
-        let adjusted = neighbours::adjust(stations, &self.kernel, &self.netlink, &mut self.ledger).await;
-        adjusted.map_err(|error| error.to_string())
+    /// Brings the managed neighbours in line. What the kernel refuses is said once, until it refuses nothing.
+    pub(crate) async fn adjust_neighbours(
+        &mut self,
+        stations: &BTreeSet<(u32, IpAddr)>,
+    ) -> Result<(), LedgerError> {
+        let refused = neighbours::adjust(stations, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        match &refused {
+            Some(refused) if !self.neighbours_refused => tracing::warn!("{refused}"),
+            _ => {}
+        }
+        self.neighbours_refused = refused.is_some();
+        Ok(())
     }
 
     /// Reads the changed tables of the kernel, and tells the workers if it matters to them.
@@ -149,6 +158,20 @@ impl Daemon {
                 (Some(true), Some(false)) => tracing::warn!("interface {name} is down"),
                 (Some(false), Some(true)) => tracing::info!("interface {name} is up"),
                 _ => {}
+            }
+            let (Some(was), Some(is)) = (self.kernel.link(port.link), now.link(port.link)) else { continue };
+            if is.mac != was.mac && is.mac != port.info.mac {
+                tracing::error!(
+                    "interface {name} has a new address, {}: shunt goes on with {} until it is restarted",
+                    is.mac,
+                    port.info.mac
+                );
+            }
+            if is.mtu != was.mtu {
+                tracing::warn!(
+                    "interface {name} has MTU {} now; larger than at the start takes effect when shunt is restarted",
+                    is.mtu
+                );
             }
         }
     }

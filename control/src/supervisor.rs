@@ -31,6 +31,7 @@ use crate::guard::{self, GuardError};
 use crate::kernel::Kernel;
 use crate::neighbours;
 use crate::netlink::{Events, Netlink, NetlinkError, Tables};
+use crate::offloads;
 use crate::state::{Numbers, NumbersError, SERVERS_MAX, SERVICES_MAX};
 
 /// Why the daemon cannot run.
@@ -71,6 +72,9 @@ pub enum RunError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The device for what is not ours, and with it the guard table, is another daemon's.
+    #[error("another shunt runs in this network namespace: the device {} is its", devices::PUNT_DEVICE)]
+    Another,
     /// A worker died.
     #[error("worker {} panicked; the daemon has stopped and left the machine clean", .0.0)]
     Worker(WorkerId),
@@ -104,6 +108,8 @@ pub struct Daemon {
     pub(crate) numbers: Numbers,
     /// What guard and steering hold.
     pub(crate) rules: Vec<Rule>,
+    /// Whether the kernel did not take all next hops last time.
+    pub(crate) neighbours_refused: bool,
     pub(crate) started: tokio::time::Instant,
 }
 
@@ -121,7 +127,15 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     let (listener, _claim) = claim(&loaded.config.api.socket).await?;
     // Events are heard before the first reading, so that no change falls between.
     let changes = watch(Events::open()?);
-    let mut daemon = Daemon::open(file, loaded.config).await?;
+    let socket = loaded.config.api.socket.clone();
+    let mut daemon = match Daemon::open(file, loaded.config).await {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            // Ports that were open are closed by now.
+            complain(Ledger::open(&socket).and_then(|mut ledger| offloads::restore(&[], &mut ledger)));
+            return Err(error);
+        }
+    };
     let lived = match daemon.establish().await {
         Ok(()) => {
             let (asks, asked) = mpsc::channel(server::ASKS_MAX);
@@ -173,15 +187,17 @@ impl Daemon {
     async fn open(file: &Path, config: Config) -> Result<Self, RunError> {
         let netlink = Netlink::open()?;
         let kernel = netlink.read().await?;
-        let ledger = Ledger::open(&config.api.socket)?;
+        let mut ledger = Ledger::open(&config.api.socket)?;
         has_ports(&config, &kernel)?;
         guard::available().await?;
+        let interfaces: Vec<_> = config.ports.iter().map(|port| port.interface.as_str()).collect();
+        offloads::note(&interfaces, &mut ledger)?;
         let engine = &config.engine;
         let pool = PoolConfig { chunk_size: engine.buffer_size, chunks: engine.buffers };
         let workers = usize::from(engine.workers);
         let pools = Mempool::split(pool, workers).map_err(resources("allocate packet buffers"))?;
         let mut devices = devices::open(&config.ports, pools[0].region(), engine.workers)?;
-        let punt = open_punt(&devices);
+        let punt = open_punt(&devices)?;
         let ports = open_ports(&devices, &kernel);
         fits(&config, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
@@ -211,6 +227,7 @@ impl Daemon {
             publisher,
             numbers,
             rules,
+            neighbours_refused: false,
             started,
         })
     }
@@ -227,7 +244,7 @@ impl Daemon {
         let added = addresses::add(&wanted, &self.kernel, &self.netlink, &mut self.ledger).await?;
         announce(&added, &self.kernel);
         let stations = stations(&self.config, &self.kernel, &self.ports);
-        neighbours::adjust(&stations, &self.kernel, &self.netlink, &mut self.ledger).await?;
+        self.adjust_neighbours(&stations).await?;
         Ok(())
     }
 
@@ -294,6 +311,7 @@ impl Daemon {
         // The XDP programs go first, then what they filled.
         drop(self.devices);
         drop(stopped);
+        complain(offloads::restore(&[], &mut self.ledger));
         complain(neighbours::remove_all(&self.kernel, &self.netlink, &mut self.ledger).await);
         complain(guard::remove().await);
     }
@@ -355,13 +373,21 @@ fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
 }
 
 /// The way back to the kernel, where a port takes frames away from it.
-fn open_punt(devices: &[Box<dyn Port>]) -> Option<Punt> {
+fn open_punt(devices: &[Box<dyn Port>]) -> Result<Option<Punt>, RunError> {
     if devices.iter().all(|device| device.caps().kernel_sees_all) {
-        return None;
+        return Ok(None);
     }
-    let opened = Punt::open(devices::PUNT_DEVICE);
-    let complaint = "later fragments and ICMP errors for the director itself will be lost";
-    opened.inspect_err(|error| tracing::warn!("{error}; {complaint}")).ok()
+    match Punt::open(devices::PUNT_DEVICE) {
+        Ok(punt) => Ok(Some(punt)),
+        Err(PortError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+            Err(RunError::Another)
+        }
+        Err(error) => {
+            let complaint = "later fragments and ICMP errors for the director itself will be lost";
+            tracing::warn!("{error}; {complaint}");
+            Ok(None)
+        }
+    }
 }
 
 fn pipelines(config: &Config, readers: Vec<publish::Reader<Snapshot>>) -> Result<Vec<Pipeline>, RunError> {

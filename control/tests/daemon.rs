@@ -115,6 +115,38 @@ impl Lab {
         self.shows("ip", &["-o", "-4", "addr", "show", "dev", "d0"])
     }
 
+    /// Receive offloads of the interface that are on and can be switched.
+    fn offloads(&self) -> Vec<String> {
+        let features = self.shows("ethtool", &["-k", "d0"]);
+        let wanted = |line: &&str| line.contains("receive-offload:") || line.contains("rx-vlan-offload:");
+        let on = features.lines().map(str::trim).filter(wanted).filter(|line| line.ends_with(": on"));
+        on.map(str::to_owned).collect()
+    }
+
+    /// Asks the daemon over its socket, without the cost of a process, and returns how long the answer took.
+    fn ask(&self, request: &str) -> (String, Duration) {
+        use std::io::{Read, Write};
+        let asked = Instant::now();
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        (answer, asked.elapsed())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
+    /// Waits until the daemon has logged `words`.
+    fn logs(&self, words: &str) {
+        let asked = Instant::now();
+        while !self.log().contains(words) {
+            assert!(asked.elapsed() < Duration::from_secs(5), "{words:?} is not in\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn is_clean(&self) {
         let addresses = self.addresses();
         assert!(addresses.contains("10.0.0.1/24"), "{addresses}");
@@ -259,6 +291,138 @@ fn a_hangup_reloads_too_and_an_idle_daemon_takes_it_at_once() {
     while lab.status()["services"][0]["servers"][0]["weight"] != 7 {
         assert!(asked.elapsed() < Duration::from_secs(5), "the new file is in force");
     }
+    // The median, so that a neighbour on the machine who takes the processor once does not matter.
+    let mut times = Vec::new();
+    for weight in 1..=9 {
+        lab.configure(&format!("weight = {weight}\n"));
+        // The workers are asleep by then.
+        std::thread::sleep(Duration::from_millis(20));
+        let (answer, took) = lab.ask("POST /v1/reload");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        times.push(took);
+    }
+    times.sort();
+    assert!(times[4] < Duration::from_millis(10), "a reload is in force within 10 ms: {times:?}");
+}
+
+#[test]
+fn an_idle_daemon_uses_hardly_any_processor_time() {
+    let mut lab = Lab::new("idle");
+    lab.start();
+    let run = |task: std::path::PathBuf| {
+        let text = std::fs::read_to_string(task.join("schedstat")).unwrap();
+        text.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let tasks = format!("/proc/{}/task", lab.daemon.as_ref().unwrap().id());
+    let used = || std::fs::read_dir(&tasks).unwrap().map(|task| run(task.unwrap().path())).sum::<u64>();
+    let before = used();
+    let time = Duration::from_secs(3);
+    std::thread::sleep(time);
+    let share = (used() - before) as f64 / time.as_nanos() as f64;
+    assert!(share < 0.02, "{:.1} % of a processor", share * 100.0);
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+}
+
+#[test]
+fn receive_offloads_come_back_after_a_stop_a_crash_and_a_start_that_fails() {
+    let mut lab = Lab::new("offload");
+    lab.director.run("ethtool", &["-K", "d0", "gro", "on"]);
+    let before = lab.offloads();
+    assert!(before.iter().any(|name| name.starts_with("generic-receive")), "{before:?}");
+    lab.start();
+    assert_eq!(lab.offloads(), [""; 0]);
+    assert_eq!(lab.end(rustix::process::Signal::KILL), None);
+    assert_eq!(lab.offloads(), [""; 0], "nobody was left to switch them on");
+    assert!(lab.shunt(&["cleanup"]).status.success());
+    assert_eq!(lab.offloads(), before);
+    lab.is_clean();
+    lab.start();
+    assert_eq!(lab.end(rustix::process::Signal::KILL), None);
+    lab.start();
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    assert_eq!(lab.offloads(), before);
+    lab.is_clean();
+    // Half-way: the first port opens, the second is no Ethernet interface.
+    let text = std::fs::read_to_string(lab.file()).unwrap();
+    let second = "[[port]]\ninterface = \"lo\"\ndriver = \"af_packet\"\n[[service]]";
+    std::fs::write(lab.file(), text.replace("[[service]]", second)).unwrap();
+    refused(&lab.run(), "lo");
+    assert_eq!(lab.offloads(), before);
+    lab.is_clean();
+}
+
+#[test]
+fn an_interface_that_changes_or_goes_is_reported_and_the_daemon_stays() {
+    let mut lab = Lab::new("link");
+    lab.peer.ip(&format!("link add p1 type veth peer name d1 netns {}", lab.director.name()));
+    lab.peer.ip("link set p1 up");
+    lab.director.ip("addr add 10.0.1.1/24 dev d1");
+    lab.director.ip("link set d1 up");
+    let text = std::fs::read_to_string(lab.file()).unwrap();
+    std::fs::write(lab.file(), text.replace("[[service]]", "[[port]]\ninterface = \"d1\"\n[[service]]"))
+        .unwrap();
+    lab.start();
+    lab.director.ip("link set d1 mtu 1400");
+    lab.logs("interface d1 has MTU 1400 now");
+    lab.director.ip("link set d1 address 02:00:00:00:00:99");
+    lab.logs("interface d1 has a new address, 02:00:00:00:00:99");
+    lab.director.ip("link set d1 down");
+    lab.logs("interface d1 is down");
+    lab.director.ip("link set d1 up");
+    lab.logs("interface d1 is up");
+    lab.peer.ip("link del p1");
+    lab.logs("interface d1 is gone");
+    let sleeps = || lab.status()["services"][0]["name"].clone();
+    assert_eq!(sleeps(), "web");
+    assert!(lab.shunt(&["reload"]).status.success());
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    lab.is_clean();
+}
+
+#[test]
+fn clients_that_ask_slowly_or_nonsense_delay_neither_a_reload_nor_the_end() {
+    use std::io::Write;
+    let mut lab = Lab::new("hostile");
+    lab.start();
+    let pid = rustix::process::Pid::from_child(lab.daemon.as_ref().unwrap());
+    let mut clients = Vec::new();
+    for number in 0..500 {
+        let mut client = std::os::unix::net::UnixStream::connect(lab.socket()).unwrap();
+        match number % 3 {
+            0 => client.write_all(b"POST /v1/reload HTTP/1.1\r\nx").unwrap(),
+            1 => client.shutdown(std::net::Shutdown::Write).unwrap(),
+            _ => {}
+        }
+        clients.push(client);
+    }
+    let mut greedy = std::os::unix::net::UnixStream::connect(lab.socket()).unwrap();
+    greedy.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let _ = greedy.write_all(&vec![b'a'; 1 << 20]);
+    lab.configure("weight = 7\n");
+    for _ in 0..100 {
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+    lab.logs("reloaded");
+    let other = lab.command(SHUNT).args(["run", "-c"]).arg(lab.file()).output().unwrap();
+    refused(&other, "a daemon is running on it");
+    let asked = Instant::now();
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    lab.is_clean();
+}
+
+#[test]
+fn a_signal_during_the_start_ends_it_and_nothing_is_left() {
+    let mut lab = Lab::new("early");
+    // From before the signal is caught to well after the start.
+    for delay_ms in [5, 20, 40, 80, 160] {
+        let mut command = lab.command(SHUNT);
+        command.arg("run").arg("-c").arg(lab.file()).stdout(Stdio::null()).stderr(Stdio::null());
+        lab.daemon = Some(command.spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        lab.end(rustix::process::Signal::TERM);
+        lab.is_clean();
+    }
 }
 
 #[test]
@@ -284,6 +448,12 @@ fn what_prevents_the_start_is_named_and_nothing_is_left_behind() {
     refused(&lab.run(), "a daemon is running on it");
     std::fs::write(lab.file(), good.replace("shunt.sock", "other.sock")).unwrap();
     refused(&lab.run(), "d0");
+    lab.director.ip("link add d1 type veth peer name d2");
+    std::fs::write(lab.file(), good.replace("shunt.sock", "other.sock").replace("\"d0\"", "\"d1\"")).unwrap();
+    refused(&lab.run(), "another shunt runs in this network namespace");
+    let mut elsewhere = lab.command(SHUNT);
+    elsewhere.arg("cleanup").arg("--socket").arg(lab.folder.join("other.sock"));
+    refused(&elsewhere.output().unwrap(), "a daemon is running in this network namespace");
     let addresses = lab.addresses();
     assert!(addresses.contains("203.0.113.10/32"), "the first daemon is not disturbed: {addresses}");
     assert!(lab.shows("nft", &["list", "ruleset"]).contains("203.0.113.10"));

@@ -41,9 +41,12 @@ impl Drop for Claim {
     }
 }
 
-/// Whether a daemon answers on `path`.
+/// Whether a daemon listens on `path`, also when it has so many clients that it takes no more just now.
 pub async fn is_alive(path: &Path) -> bool {
-    UnixStream::connect(path).await.is_ok()
+    match UnixStream::connect(path).await {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+    }
 }
 
 /// Listens on `path`, mode 0600. What a daemon that crashed left there is replaced.
@@ -67,4 +70,27 @@ pub async fn claim(path: &Path) -> Result<(UnixListener, Claim), SocketError> {
     let listener = UnixListener::bind(path);
     rustix::process::umask(mask);
     Ok((listener.map_err(io("listen"))?, Claim { path: path.to_owned() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_daemon_too_busy_to_take_another_client_keeps_its_socket() {
+        let path = std::env::temp_dir().join(format!("shunt-busy-{}.sock", std::process::id()));
+        assert!(!is_alive(&path).await);
+        let (listener, own) = claim(&path).await.unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut clients = Vec::new();
+        while let Ok(client) = UnixStream::connect(&path).await {
+            clients.push(client);
+            assert!(clients.len() < 100, "the backlog is full at last");
+        }
+        assert!(matches!(claim(&path).await, Err(SocketError::InUse(_))));
+        drop(listener);
+        assert!(!is_alive(&path).await, "nobody listens on what a crash has left");
+        drop(own);
+        assert!(!path.exists());
+    }
 }

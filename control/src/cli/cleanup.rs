@@ -7,10 +7,11 @@ use anyhow::bail;
 
 use crate::addresses::{self, Ledger};
 use crate::admin::socket::is_alive;
+use crate::devices::PUNT_DEVICE;
 use crate::netlink::Netlink;
-use crate::{guard, neighbours};
+use crate::{guard, neighbours, offloads};
 
-/// Removes addresses, neighbours and guard table. The kernel itself has removed XDP programs and the TUN device when
+/// Removes addresses, neighbours and guard table, and restores receive offloads. The kernel itself has removed XDP programs and the TUN device when
 /// the daemon died.
 pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
     super::runtime()?.block_on(async {
@@ -19,20 +20,26 @@ pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
         }
         let netlink = Netlink::open()?;
         let kernel = netlink.read().await?;
+        // The device is gone with its daemon; whose socket has another name shares the guard table all the same.
+        if kernel.link_named(PUNT_DEVICE).is_some() {
+            bail!("a daemon is running in this network namespace ({PUNT_DEVICE} is its device); name its --socket");
+        }
         let mut ledger = Ledger::open(socket)?;
         let left = ledger.ours().clone();
         // As at a polite stop: first the addresses, then the guard that kept the kernel from answering for them.
         addresses::remove(&BTreeSet::new(), &kernel, &netlink, &mut ledger).await?;
         neighbours::remove_all(&kernel, &netlink, &mut ledger).await?;
+        offloads::restore(&[], &mut ledger)?;
         guard::remove().await?;
         match std::fs::remove_file(socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
         println!(
-            "removed {} addresses, {} neighbours and the guard table",
+            "removed {} addresses, {} neighbours and the guard table, restored {} receive offloads",
             left.addresses.len(),
-            left.neighbours.len()
+            left.neighbours.len(),
+            left.offloads.len()
         );
         Ok(())
     })
