@@ -324,7 +324,7 @@ fn an_idle_daemon_uses_hardly_any_processor_time() {
 }
 
 #[test]
-fn receive_offloads_come_back_after_a_stop_a_crash_and_a_start_that_fails() {
+fn receive_offloads_come_back_after_a_stop_and_after_a_crash() {
     let mut lab = Lab::new("offload");
     lab.director.run("ethtool", &["-K", "d0", "gro", "on"]);
     let before = lab.offloads();
@@ -342,11 +342,34 @@ fn receive_offloads_come_back_after_a_stop_a_crash_and_a_start_that_fails() {
     assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
     assert_eq!(lab.offloads(), before);
     lab.is_clean();
-    // Half-way: the first port opens, the second is no Ethernet interface.
+}
+
+#[test]
+fn a_start_that_fails_half_way_leaves_nothing_behind() {
+    let lab = Lab::new("half");
+    lab.director.run("ethtool", &["-K", "d0", "gro", "on"]);
+    let before = lab.offloads();
+    // Nft is there and refuses the table: the ports are open by then, and steered.
+    let folder = lab.folder.join("bin");
+    std::fs::create_dir(&folder).unwrap();
+    let fake = "#!/bin/sh\ncase $(cat) in *chain*) echo no such table today >&2; exit 1;; esac\n";
+    std::fs::write(folder.join("nft"), fake).unwrap();
+    std::fs::set_permissions(folder.join("nft"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let mut command = lab.command("env");
+    command
+        .arg(format!("PATH={}:/usr/bin:/bin", folder.display()))
+        .args([SHUNT, "run", "-c"])
+        .arg(lab.file());
+    refused(&command.output().unwrap(), "no such table today");
+    assert_eq!(lab.offloads(), before);
+    lab.is_clean();
+    // The first port opens, the second is no Ethernet interface.
+    lab.director.ip("tuntap add dev t0 mode tun");
     let text = std::fs::read_to_string(lab.file()).unwrap();
-    let second = "[[port]]\ninterface = \"lo\"\ndriver = \"af_packet\"\n[[service]]";
+    let second = "[[port]]\ninterface = \"t0\"\ndriver = \"af_packet\"\n[[service]]";
     std::fs::write(lab.file(), text.replace("[[service]]", second)).unwrap();
-    refused(&lab.run(), "lo");
+    refused(&lab.run(), "t0: is not an Ethernet interface");
     assert_eq!(lab.offloads(), before);
     lab.is_clean();
 }

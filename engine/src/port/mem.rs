@@ -399,6 +399,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "miri cannot poll")]
     fn no_wake_up_is_lost_between_two_threads() {
         const FRAMES: usize = 50_000;
         let (mut port, mut wire) = MemPort::open(MemConfig { depth: 8, ..MemConfig::default() }).unwrap();
