@@ -20,14 +20,15 @@ pub(super) fn check(file: &Path) -> anyhow::Result<()> {
     if !against.is_empty() {
         bail!("{}: {}", file.display(), against.join("\n"));
     }
-    println!(
-        "{}: good: {} ports, {} services, {} servers",
-        file.display(),
-        loaded.config.ports.len(),
-        loaded.config.services.len(),
-        loaded.config.services.iter().map(|service| service.servers.len()).sum::<usize>()
-    );
+    let Config { ports, services, .. } = &loaded.config;
+    let servers = services.iter().map(|service| service.servers.len()).sum();
+    let counts = [count(ports.len(), "port"), count(services.len(), "service"), count(servers, "server")];
+    println!("{}: good: {}", file.display(), counts.join(", "));
     Ok(())
+}
+
+fn count(many: usize, what: &str) -> String {
+    format!("{many} {what}{}", if many == 1 { "" } else { "s" })
 }
 
 async fn against_kernel(config: &Config) -> anyhow::Result<Vec<String>> {

@@ -14,18 +14,23 @@ use super::resolve::list;
 /// Errors of this kind that are shown of one file.
 const ERRORS_MAX: usize = 50;
 
-/// The file as typed. Unknown keys are reported and left out; `None` after any other error, for what the file means
-/// without a value that was meant is anybody's guess.
+/// Tables whose values mean nothing to the others: the rest of the file makes sense without a wrong one.
+const APART: [&str; 3] = ["engine", "api", "timeouts"];
+
+/// The file as typed. Unknown keys are reported and left out, and so are values of a wrong type in the tables
+/// [`APART`]; `None` after any other error, for what a service means without a value that was meant is anybody's guess.
 pub(super) fn read(text: &str, diagnostics: &mut Diagnostics) -> Option<raw::File> {
     let mut rest = text.to_owned();
-    let mut only_unknown_keys = true;
+    let mut makes_sense = true;
     for _ in 0..ERRORS_MAX {
         let error = match toml::from_str(&rest) {
-            Ok(file) => return only_unknown_keys.then_some(file),
+            Ok(file) => return makes_sense.then_some(file),
             Err(error) => error,
         };
-        only_unknown_keys &= report(text, &error, diagnostics);
-        rest = error.span().and_then(|place| without(&rest, &place))?;
+        let unknown_key = report(text, &error, diagnostics);
+        let place = error.span()?;
+        makes_sense &= unknown_key || is_apart(&rest, &place);
+        rest = without(&rest, &place)?;
     }
     None
 }
@@ -67,6 +72,15 @@ fn without(text: &str, place: &Range<usize>) -> Option<String> {
     DeTable::parse(&rest).is_ok().then_some(rest)
 }
 
+/// Whether `place` is an entry of one of the tables [`APART`].
+fn is_apart(text: &str, place: &Range<usize>) -> bool {
+    let Ok(table) = DeTable::parse(text) else { return false };
+    table
+        .get_ref()
+        .iter()
+        .any(|(key, value)| APART.contains(&key.get_ref().as_ref()) && entry_in(value, place).is_some())
+}
+
 /// The bytes of the innermost `key = value` whose key or value is at `place`.
 fn entry_at(table: &DeTable<'_>, place: &Range<usize>) -> Option<Range<usize>> {
     table.iter().find_map(|(key, value)| {
@@ -102,8 +116,9 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_are_all_found_but_the_rest_is_not_interpreted() {
-        assert_eq!(errors("[engine]\nworkers = \"two\"\nidle = 3\nworkrs = 1\n"), (3, false));
+    fn wrong_types_are_all_found_and_those_of_a_service_leave_it_without_meaning() {
+        assert_eq!(errors("[engine]\nworkers = \"two\"\nidle = 3\nworkrs = 1\n"), (3, true));
+        assert_eq!(errors("[engine]\nworkers = \"two\"\n[[service]]\nmode = 3\n"), (2, false));
     }
 
     #[test]
