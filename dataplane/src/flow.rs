@@ -348,7 +348,6 @@ impl Flows {
             Direction::Request => self.transmit.request(cx, conn, server, meta, frame),
             Direction::Reply => self.transmit.reply(cx, conn, meta, frame),
         }
-        .unwrap_or_else(Decision::Drop)
     }
 
     /// Moves the connection's state and clock on by one packet.
@@ -399,8 +398,7 @@ impl Flows {
         let decision = match hit.direction {
             Direction::Request => self.transmit.icmp_to_server(cx, conn, server, quoted, meta, frame),
             Direction::Reply => self.transmit.icmp_to_client(cx, conn, quoted, meta, frame),
-        }
-        .unwrap_or_else(Decision::Drop);
+        };
         if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
             cx.counters.event(Event::IcmpForwarded);
         }

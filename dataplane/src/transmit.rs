@@ -24,9 +24,6 @@ pub struct Transmit {
     ip_id: u16,
 }
 
-/// What becomes of a packet that was to be sent on.
-pub type Sent = Result<Decision, DropReason>;
-
 /// A resolved next hop.
 #[derive(Clone, Copy, Debug)]
 struct Link<'a> {
@@ -44,11 +41,17 @@ impl Transmit {
         server: &Server,
         meta: &Meta,
         frame: &mut Frame,
-    ) -> Sent {
+    ) -> Decision {
         learn_client(conn, cx, frame);
-        let link = to_server(cx, server)?;
+        let link = match to_server(cx, server) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
         let overhead = overhead(conn.mode());
-        let fits = self.check(cx, &link, overhead, meta, frame)?;
+        let fits = match self.check(cx, &link, overhead, meta, frame) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
         let later = meta.fragment == Fragmentation::Later;
         let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
         match conn.mode() {
@@ -74,9 +77,15 @@ impl Transmit {
         conn: &mut Conn<V4>,
         meta: &Meta,
         frame: &mut Frame,
-    ) -> Sent {
-        let link = to_client(cx, conn)?;
-        let fits = self.check(cx, &link, 0, meta, frame)?;
+    ) -> Decision {
+        let link = match to_client(cx, conn) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let fits = match self.check(cx, &link, 0, meta, frame) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
         let later = meta.fragment == Fragmentation::Later;
         let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
         match conn.mode() {
@@ -87,7 +96,7 @@ impl Transmit {
             Mode::Nat if later => nat::later_reply(frame.data_mut(), l3, conn.vip.address),
             Mode::Nat => nat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip),
             // No reply tuple is in the table for these modes, so no packet gets here.
-            Mode::Dr | Mode::Tun => return Ok(Decision::Punt),
+            Mode::Dr | Mode::Tun => return Decision::Punt,
         }
         self.leave(cx, &link, None, fits, meta, frame)
     }
@@ -125,12 +134,14 @@ impl Transmit {
         fits: bool,
         meta: &Meta,
         frame: &mut Frame,
-    ) -> Sent {
+    ) -> Decision {
         if !fits {
             return self.leave_in_parts(cx, link, tunnel, meta, frame);
         }
-        self.dress(link, tunnel, usize::from(meta.l3), frame)?;
-        Ok(Decision::Forward(link.hop.port))
+        match self.dress(link, tunnel, usize::from(meta.l3), frame) {
+            Ok(()) => Decision::Forward(link.hop.port),
+            Err(reason) => Decision::Drop(reason),
+        }
     }
 
     /// Outer header if the packet is to be tunnelled, and the link header instead of the one of `l2_len` bytes.
@@ -159,26 +170,27 @@ impl Transmit {
         tunnel: Option<(V4, V4)>,
         meta: &Meta,
         frame: &Frame,
-    ) -> Sent {
+    ) -> Decision {
         let overhead = if tunnel.is_some() { tun::OVERHEAD } else { 0 };
         let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
-        let room = link.hop.mtu.saturating_sub(overhead);
-        let parts = split::fragments(packet, room).ok_or(DropReason::MtuExceeded)?;
+        let Some(parts) = split::fragments(packet, link.hop.mtu.saturating_sub(overhead)) else {
+            return Decision::Drop(DropReason::MtuExceeded);
+        };
         // All parts or none: a receiver can do nothing with some.
         if parts.clone().count() > cx.emit.available() {
-            return Err(DropReason::NoBuffer);
+            return Decision::Drop(DropReason::NoBuffer);
         }
         for part in parts {
-            let mut out = cx.emit.alloc().ok_or(DropReason::NoBuffer)?;
+            let Some(mut out) = cx.emit.alloc() else { return Decision::Drop(DropReason::NoBuffer) };
             if !part.write(&mut out) || self.dress(link, tunnel, 0, &mut out).is_err() {
                 cx.emit.free(out);
-                return Err(DropReason::NoHeadroom);
+                return Decision::Drop(DropReason::NoHeadroom);
             }
             cx.emit.send(link.hop.port, out);
             cx.counters.event(Event::FragmentsSent);
         }
         cx.counters.event(Event::PacketsFragmented);
-        Ok(Decision::Replaced)
+        Decision::Replaced
     }
 
     /// An ICMP error that a client's side sent about a packet from the VIP: on to the server that wrote it.
@@ -190,9 +202,15 @@ impl Transmit {
         quoted: &Quoted,
         meta: &Meta,
         frame: &mut Frame,
-    ) -> Sent {
-        let link = to_server(cx, server)?;
-        let fits = check_error(&link, overhead(conn.mode()), meta)?;
+    ) -> Decision {
+        let link = match to_server(cx, server) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let fits = match check_error(&link, overhead(conn.mode()), meta) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
         match conn.mode() {
             Mode::Fullnat => {
                 let outer = icmp::Outer { src: Some(conn.peer.address), dst: conn.server.address };
@@ -216,9 +234,15 @@ impl Transmit {
         quoted: &Quoted,
         meta: &Meta,
         frame: &mut Frame,
-    ) -> Sent {
-        let link = to_client(cx, conn)?;
-        let fits = check_error(&link, 0, meta)?;
+    ) -> Decision {
+        let link = match to_client(cx, conn) {
+            Ok(link) => link,
+            Err(reason) => return Decision::Drop(reason),
+        };
+        let fits = match check_error(&link, 0, meta) {
+            Ok(fits) => fits,
+            Err(reason) => return Decision::Drop(reason),
+        };
         // The VIP speaks for everything behind it, as in LVS: inner addresses stay inside.
         let outer = icmp::Outer { src: Some(conn.vip.address), dst: conn.client.address };
         icmp::translate(frame.data_mut(), meta, quoted, outer, conn.client, conn.vip);
