@@ -4,6 +4,7 @@
 
 pub mod kernel;
 pub mod mem;
+pub mod one_way;
 pub mod pcap;
 
 use std::time::{Duration, Instant};
