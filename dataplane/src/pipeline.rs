@@ -9,7 +9,7 @@ use shunt_engine::{
     BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, Verdict, WorkerId,
 };
 
-use crate::classify::{self, Class, FragmentKey, Fragmentation, Meta, Packet, classify};
+use crate::classify::{self, Class, FragmentKey, Fragmentation, Meta, Ours, Packet, classify};
 use crate::counters::{self, Event, WorkerCounters};
 use crate::flow::{Context, Flows, Search};
 use crate::fragment::Fragments;
@@ -105,7 +105,7 @@ impl Program for Pipeline {
         }
         for ((class, search), frame) in read.iter().zip(frames.iter_mut()) {
             let decision = match (class, search) {
-                (Class::Flow(packet), &Some(search)) => {
+                (Class::V4(Ours::Flow(packet)), &Some(search)) => {
                     self.stages.whole(&mut cx, origin, packet, search, frame)
                 }
                 _ => self.stages.other(&mut cx, class, frame),
@@ -143,7 +143,7 @@ impl Stages {
     #[inline]
     fn seek(&self, class: &Class) -> Option<Search> {
         match class {
-            Class::Flow(packet) if packet.meta.fragment == Fragmentation::Whole => {
+            Class::V4(Ours::Flow(packet)) if packet.meta.fragment == Fragmentation::Whole => {
                 Some(self.flows.seek(&packet.tuple))
             }
             _ => None,
@@ -168,10 +168,10 @@ impl Stages {
 
     fn other(&mut self, cx: &mut Context<'_, '_>, class: &Class, frame: &mut Frame) -> Decision {
         match *class {
-            Class::Flow(ref packet) => self.first_fragment(cx, packet, frame),
-            Class::Fragment(key, meta) => self.later_fragment(cx, key, meta, frame),
-            Class::IcmpError(meta) => self.icmp_error(cx, meta, frame),
-            Class::NotOurs => Decision::Punt,
+            Class::V4(Ours::Flow(ref packet)) => self.first_fragment(cx, packet, frame),
+            Class::V4(Ours::Fragment(key, meta)) => self.later_fragment(cx, key, meta, frame),
+            Class::V4(Ours::IcmpError(meta)) => self.icmp_error(cx, meta, frame),
+            Class::V6(_) | Class::NotOurs => Decision::Punt,
             Class::Drop(reason) => Decision::Drop(reason),
         }
     }

@@ -56,24 +56,51 @@ impl Judges {
     }
 }
 
+/// IPv6 packets behind every extension header that is walked over: to the services, from a server, to a local address.
+const EXTENDED: &[&str] = &[
+    "tcp [2001:db8:64::7]:40000 > [2001:db8:cb::10]:80 S ext 0 00000000000000 ext 60 01000000000000 data 20",
+    "tcp [2001:db8:64::7]:40000 > [2001:db8:cb::10]:81 S ext 43 00000000000000",
+    "tcp [2001:db8:64::7]:40000 > [2001:db8:cb::10]:82 S ext 44 00000100000007 data 40",
+    "tcp [2001:db8:64::7]:40000 > [2001:db8:cb::10]:83 S ext 51 01000000000000000000 data 40",
+    "udp [2001:db8:64::7]:40000 > [2001:db8:cb::10]:53 ext 44 00000000000007 \"atomic\"",
+    "udp [2001:db8:64::7]:40000 > [2001:db8:cb::10]:54 ext 60 00000000000000 ext 44 00000100000007 data 8",
+    "ip 2001:db8:64::7 > 2001:db8:cb::10 proto 17 ext 44 0005a900000007 data 24",
+    "ip 2001:db8:64::7 > 2001:db8:cb::10 proto 58 ext 60 00000000000000 ext 44 0005a800000007 data 24",
+    "tcp [fd00::11]:8080 > [fd00::200]:5000 . ext 60 00000000000000",
+    "udp [fd00::12]:5354 > [2001:db8:64::7]:40000 \"answer\"",
+    "icmp 2001:db8:64::1 > 2001:db8:cb::10 type 2 code 0 mtu 1400
+     quoting { tcp [2001:db8:cb::10]:80 > [2001:db8:64::7]:40000 . data 40 }",
+    "icmp fd00::11 > fd00::200 type 1 code 4 ext 0 00000000000000
+     quoting { udp [fd00::200]:5000 > [fd00::11]:5353 \"query\" }",
+    "icmp fd00::12 > 2001:db8:64::7 type 3 code 0 ext 44 00000100000007 data 40",
+    "icmp 2001:db8:64::7 > 2001:db8:cb::10 type 4 code 0 ext 60 01000000000000 data 40",
+    "icmp fe80::1 > 2001:db8:cb::10 type 135 code 0 data 20",
+];
+
 fn frames() -> Vec<(String, Vec<u8>)> {
     let rows = scene::scenes().into_iter().flat_map(|scene| scene.rows);
-    rows.flat_map(|row| {
+    let rows = rows.flat_map(|row| {
         let frames = row.input.map(|input| input.frames).unwrap_or_default();
         frames.into_iter().map(move |frame| (row.title.clone(), frame))
-    })
-    .collect()
+    });
+    let [router, director] = ["router", "director-wan"].map(lab::station);
+    let extended = EXTENDED.iter().enumerate().map(|(number, text)| {
+        let vid = [None, Some(7)][number % 2];
+        ((*text).to_owned(), notation::Packet::read(text).frame(router, director, vid))
+    });
+    rows.chain(extended).collect()
 }
 
 #[test]
 fn the_program_redirects_exactly_the_fixtures_that_are_ours() {
     let judges = Judges::new();
-    let mut counts = [0, 0];
+    let mut counts = [[0, 0], [0, 0]];
     for (title, frame) in frames() {
         let ours = judges.verdict(&frame).unwrap_or_else(|what| panic!("{title}: {what}"));
-        counts[usize::from(ours)] += 1;
+        counts[usize::from(is_ipv6(&frame))][usize::from(ours)] += 1;
     }
-    assert!(counts[0] >= 15 && counts[1] >= 100, "{counts:?}: both sides have their fixtures");
+    let [v4, v6] = counts;
+    assert!(v4[0] >= 15 && v4[1] >= 100 && v6[0] >= 10 && v6[1] >= 15, "{counts:?}: all have their fixtures");
 }
 
 /// Frames that differ, whichever rows they are from.
@@ -84,15 +111,21 @@ fn different_frames() -> Vec<Vec<u8>> {
     frames
 }
 
+fn is_ipv6(frame: &[u8]) -> bool {
+    let ethertype = if frame.get(12..14) == Some(&[0x81, 0]) { frame.get(16..18) } else { frame.get(12..14) };
+    ethertype == Some(&[0x86, 0xdd])
+}
+
 #[test]
 fn they_agree_about_every_value_of_every_byte_that_decides_and_every_length() {
     let judges = Judges::new();
     for frame in different_frames() {
-        for len in 0..frame.len().min(80) {
+        // As far as the ports behind a VLAN tag and an IPv4 header, or behind all extension headers that are walked.
+        let decisive = if is_ipv6(&frame) { 18 + 40 + 9 * 8 + 4 } else { 18 + 20 + 4 };
+        for len in 0..frame.len().min(decisive + 40) {
             judges.verdict(&frame[..len]).unwrap();
         }
-        // From the EtherType to the ports behind a VLAN tag and an IPv4 header.
-        for at in (0..2).chain(12..42).take_while(|&at| at < frame.len()) {
+        for at in (0..2).chain(12..decisive).take_while(|&at| at < frame.len()) {
             let mut frame = frame.clone();
             for value in 0..=255 {
                 frame[at] = value;
@@ -107,9 +140,10 @@ fn they_agree_about_frames_changed_in_several_places() {
     let judges = Judges::new();
     let frames = different_frames();
     // Small numbers are types, lengths and flags.
-    let value = prop_oneof![any::<u8>(), 0u8..20, Just(0x45), Just(0x81), Just(0x08)];
-    let change = (prop_oneof![4 => 12usize..60, 1 => 0usize..1000], value);
-    let accident = (0..frames.len(), prop::collection::vec(change, 1..5), prop::option::of(0usize..80));
+    let extension = prop::sample::select(vec![0u8, 43, 44, 51, 58, 60]);
+    let value = prop_oneof![any::<u8>(), 0u8..20, Just(0x45), Just(0x81), Just(0x08), extension];
+    let change = (prop_oneof![4 => 12usize..60, 2 => 54usize..150, 1 => 0usize..1000], value);
+    let accident = (0..frames.len(), prop::collection::vec(change, 1..5), prop::option::of(0usize..150));
     let mut runner =
         TestRunner::new(Config { cases: 50_000, failure_persistence: None, ..Config::default() });
     let result = runner.run(&accident, |(which, changes, len)| {

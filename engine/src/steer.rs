@@ -11,6 +11,9 @@ use std::ops::RangeInclusive;
 
 pub use rule_set::RuleSet;
 
+/// IPv6 extension headers that are walked over to find a packet's ports. RFC 8504 §5.3 lets a node set such a limit.
+pub const HEADERS_MAX: usize = 8;
+
 /// Which address and port of a packet a rule looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {

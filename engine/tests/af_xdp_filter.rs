@@ -41,7 +41,7 @@ struct Shape {
     transport: Transport,
     /// In units of 8 bytes.
     fragment_offset: u16,
-    /// IPv4 options in words; IPv6 fragment header if not 0.
+    /// IPv4 options in words; IPv6 extension headers, alternating fragment headers and others.
     extra: u8,
 }
 
@@ -78,14 +78,27 @@ fn frame(shape: &Shape) -> Vec<u8> {
             bytes.extend(vec![1; usize::from(words - 5) * 4]);
         }
         (std::net::IpAddr::V6(source), std::net::IpAddr::V6(destination)) => {
-            let fragment = shape.extra > 0;
-            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, if fragment { 44 } else { number }, 64]);
+            let chain: Vec<u8> = [44, 0, 60, 43, 51]
+                .into_iter()
+                .cycle()
+                .take(usize::from(shape.extra))
+                .chain([number])
+                .collect();
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, chain[0], 64]);
             bytes.extend(source.octets());
             bytes.extend(destination.octets());
-            if fragment {
-                bytes.extend([number, 0]);
-                bytes.extend((shape.fragment_offset << 3 | 1).to_be_bytes());
-                bytes.extend([0, 0, 0, 9]);
+            for pair in chain.windows(2) {
+                bytes.push(pair[1]);
+                match pair[0] {
+                    44 => {
+                        bytes.push(0);
+                        bytes.extend((shape.fragment_offset << 3 | 1).to_be_bytes());
+                        bytes.extend([0, 0, 0, 9]);
+                    }
+                    // In units of four bytes, from eight on.
+                    51 => bytes.extend([1; 11]),
+                    _ => bytes.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+                }
             }
         }
         _ => unreachable!("addresses are of one family"),
@@ -169,7 +182,20 @@ fn the_program_takes_what_the_rules_name_and_nothing_else() {
     );
     check(&Shape { transport: Transport::Icmp(2), ..v6.clone() }, true, "packet too big");
     check(&Shape { transport: Transport::Icmp(135), ..v6.clone() }, false, "neighbour solicitation");
-    check(&Shape { extra: 1, transport: Transport::Icmp(2), ..v6.clone() }, false, "fragmented ICMPv6");
+    check(&Shape { extra: 1, transport: Transport::Icmp(2), ..v6.clone() }, true, "a first fragment of one");
+    for headers in 0..=8 {
+        check(&Shape { extra: headers, ..v6.clone() }, true, "TCP behind extension headers");
+        let other_port = Transport::Tcp(1000, 444);
+        check(&Shape { extra: headers, transport: other_port, ..v6.clone() }, false, "another port there");
+    }
+    let too_many = Shape { extra: 9, transport: Transport::Other, ..v6.clone() };
+    check(&too_many, true, "more extension headers than are walked");
+    let elsewhere = "2001:db8::2".parse().unwrap();
+    check(&Shape { destination: elsewhere, ..too_many }, false, "so many to another address");
+    let mut on_the_way = frame(&Shape { extra: 4, ..v6.clone() });
+    let segments_left = 14 + 40 + 8 + 16 + 16 + 3;
+    on_the_way[segments_left] = 1;
+    both(&filter, &set, &on_the_way, false, "a routing header with segments left");
 
     let mut arp = frame(&base);
     arp[12..14].copy_from_slice(&[8, 6]);

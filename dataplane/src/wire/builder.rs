@@ -66,6 +66,8 @@ struct Ip {
     flags_offset: u16,
     ttl: u8,
     options: Vec<u8>,
+    /// IPv6 extension headers: number, and all but the first byte.
+    extensions: Vec<(u8, Vec<u8>)>,
     total_len: Option<u16>,
 }
 
@@ -142,7 +144,15 @@ impl PacketBuilder {
             frame_len_min: 0,
             src,
             dst,
-            ip: Ip { tos: 0, id: 0x1234, flags_offset: 0, ttl: 64, options: Vec::new(), total_len: None },
+            ip: Ip {
+                tos: 0,
+                id: 0x1234,
+                flags_offset: 0,
+                ttl: 64,
+                options: Vec::new(),
+                extensions: Vec::new(),
+                total_len: None,
+            },
             transport,
             payload: Vec::new(),
             ip_checksum: None,
@@ -221,6 +231,13 @@ impl PacketBuilder {
     #[must_use]
     pub fn ip_options(mut self, options: &[u8]) -> Self {
         self.ip.options = padded_options(options);
+        self
+    }
+
+    /// One more IPv6 extension header: its number, and its bytes behind the first, which says what follows.
+    #[must_use]
+    pub fn extension(mut self, number: u8, body: impl Into<Vec<u8>>) -> Self {
+        self.ip.extensions.push((number, body.into()));
         self
     }
 
@@ -338,6 +355,7 @@ impl PacketBuilder {
         match self.transport {
             Transport::Tcp { .. } => 6,
             Transport::Udp { .. } => 17,
+            Transport::Icmp { .. } if self.src.is_ipv6() => ICMPV6,
             Transport::Icmp { .. } => ipv4::protocol::ICMP,
             Transport::Raw { protocol } => protocol,
         }
@@ -367,13 +385,19 @@ impl PacketBuilder {
     }
 
     fn ipv6(&self, src: V6, dst: V6) -> Vec<u8> {
-        let body = self.body(src, dst);
+        let mut body = Vec::new();
+        let mut next = self.ip.extensions.iter().map(|(number, _)| *number).skip(1).chain([self.protocol()]);
+        for (_, extension) in &self.ip.extensions {
+            body.extend(next.next());
+            body.extend(extension);
+        }
+        body.extend(self.body(src, dst));
         let mut bytes = vec![0; ipv6::HEADER_LEN];
         bytes[0] = 6 << 4;
         let mut header = ipv6::Packet::new_checked(&mut bytes).expect("version and length are right");
         header.set_class_and_label(self.ip.tos, 0);
         header.set_payload_len(self.ip.total_len.unwrap_or(body.len() as u16));
-        header.set_next_header(self.protocol());
+        header.set_next_header(self.ip.extensions.first().map_or(self.protocol(), |(number, _)| *number));
         header.set_hop_limit(self.ip.ttl);
         header.set_src(src);
         header.set_dst(dst);
@@ -388,9 +412,9 @@ impl PacketBuilder {
         if let Some(at) = field {
             let protocol = self.protocol();
             let right = match self.transport {
-                Transport::Icmp { .. } => checksum::of(&bytes),
+                Transport::Icmp { .. } if self.src.is_ipv4() => checksum::of(&bytes),
                 Transport::Udp { .. } => checksum::udp(checksum::transport(src, dst, protocol, &bytes)),
-                Transport::Tcp { .. } | Transport::Raw { .. } => {
+                Transport::Tcp { .. } | Transport::Raw { .. } | Transport::Icmp { .. } => {
                     checksum::transport(src, dst, protocol, &bytes)
                 }
             };
@@ -429,6 +453,8 @@ impl PacketBuilder {
         }
     }
 }
+
+const ICMPV6: u8 = 58;
 
 fn host(text: &str) -> SocketAddr {
     let address = text.parse().unwrap_or_else(|_| panic!("not an address: {text}"));

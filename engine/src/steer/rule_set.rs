@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Prefix, Rule, Side};
+use super::{HEADERS_MAX, Prefix, Rule, Side};
 use crate::port::MacAddr;
 
 /// Rules compiled for lookup by longest prefix: each entry holds the ports of all rules whose prefix covers it.
@@ -42,7 +42,12 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// IPv6 extension headers.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
 
 impl RuleSet {
     /// Compiles rules. A rule for another protocol than TCP and UDP names its addresses only.
@@ -54,10 +59,14 @@ impl RuleSet {
     ///
     /// - Its destination is one of `macs` and no group address; behind at most one 802.1Q tag comes IPv4 or IPv6,
     ///   with the whole fixed header (IPv4: and options) in the frame.
-    /// - TCP or UDP, next to the IP header or to the fragment header of a first IPv6 fragment: a rule's prefix holds
-    ///   the address and its ports the port of the rule's side.
-    /// - A later fragment, or an ICMP error (IPv4 types 3, 4, 11, 12; IPv6 types 1 to 4): a rule's prefix holds the
-    ///   address of the rule's side, whatever the rule's protocol and ports.
+    /// - TCP or UDP: a rule's prefix holds the address and its ports the port of the rule's side.
+    /// - A later fragment, an ICMP error (IPv4 types 3, 4, 11, 12; IPv6 types 1 to 4), or an IPv6 packet with more
+    ///   than [`HEADERS_MAX`] extension headers: a rule's prefix holds the address of the rule's side, whatever the
+    ///   rule's protocol and ports.
+    ///
+    /// In IPv6 hop-by-hop options, destination options, routing, fragment and authentication headers are walked over as
+    /// far as they are in the frame. A routing header with segments left is the kernel's: its packet is on the way to
+    /// somewhere else.
     ///
     /// Lengths that reach beyond the frame are not looked at.
     pub fn takes(&self, macs: &[MacAddr], frame: &[u8]) -> bool {
@@ -172,19 +181,30 @@ fn ipv6(packet: &[u8]) -> Option<(IpAddr, IpAddr, Headers)> {
     if header[0] >> 4 != 6 {
         return None;
     }
-    let headers = match header[6] {
-        ICMPV6 if matches!(payload.first()?, 1..=4) => Headers::AddressesOnly,
-        FRAGMENT => {
-            let fragment: &[u8; 8] = payload.first_chunk()?;
-            match half(fragment, 2)? & 0xfff8 {
-                0 => ports(fragment[0], &payload[8..])?,
-                _ => Headers::AddressesOnly,
-            }
-        }
-        protocol => ports(protocol, payload)?,
-    };
+    let headers = behind_extensions(header[6], payload)?;
     let address = |at: usize| header[at..].first_chunk::<16>().map(|bytes| IpAddr::from(*bytes));
     Some((address(8)?, address(24)?, headers))
+}
+
+/// What counts of the headers from `next` on, the first of them being `bytes`.
+fn behind_extensions(mut next: u8, mut bytes: &[u8]) -> Option<Headers> {
+    for walked in 0..=HEADERS_MAX {
+        let len = match next {
+            ICMPV6 if matches!(bytes.first()?, 1..=4) => return Some(Headers::AddressesOnly),
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION if walked == HEADERS_MAX => break,
+            ROUTING if bytes.first_chunk::<8>()?[3] != 0 => return None,
+            HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(bytes.first_chunk::<8>()?[1]) + 1) * 8,
+            AUTHENTICATION => (usize::from(bytes.first_chunk::<8>()?[1]) + 2) * 4,
+            FRAGMENT if half(bytes.first_chunk::<8>()?, 2)? & 0xfff8 != 0 => {
+                return Some(Headers::AddressesOnly);
+            }
+            FRAGMENT => 8,
+            protocol => return ports(protocol, bytes),
+        };
+        next = bytes[0];
+        bytes = bytes.get(len..)?;
+    }
+    Some(Headers::AddressesOnly)
 }
 
 fn ports(protocol: u8, payload: &[u8]) -> Option<Headers> {

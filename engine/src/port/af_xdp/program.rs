@@ -4,6 +4,7 @@
 //! Lengths that reach beyond the frame are not its business: whoever receives the frame looks at them.
 
 use super::asm::{Assembler, If, Instruction, Label, Op, Reg, Width};
+use crate::steer::HEADERS_MAX;
 
 /// What happens to a frame that matches but comes in by a queue without a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,14 @@ pub(super) const FAMILY_IPV6: u32 = 6;
 pub(super) const PORT_SET_LEN: usize = 2 * UDP_BITS as usize;
 /// Where the bits of UDP ports begin, in bytes.
 pub(super) const UDP_BITS: i32 = 8192;
+
+/// Numbers of IPv6 extension headers (RFC 8200 §4, RFC 4302).
+const HOP_BY_HOP: i32 = 0;
+const ROUTING: i32 = 43;
+const FRAGMENT: i32 = 44;
+const AUTHENTICATION: i32 = 51;
+const DESTINATION: i32 = 60;
+const EXTENSIONS: [i32; 5] = [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION];
 
 const PASS: i32 = WithoutSocket::Pass as i32;
 const CALL_MAP_LOOKUP: i32 = 1;
@@ -172,15 +181,16 @@ impl Program {
         asm.alu_reg(Op::Move, R7, R9);
         asm.alu(Op::Add, R7, 40);
         asm.load(Width::Byte, R1, R9, 6);
-        asm.jump_if(If::Equal, R1, 58, icmp);
-        asm.jump_if(If::NotEqual, R1, 44, self.layer4);
-        self.need(R7, 8);
+        let behind = self.asm.label();
+        for _ in 0..HEADERS_MAX {
+            self.extension(behind);
+        }
         let asm = &mut self.asm;
-        asm.load(Width::Half, R1, R7, 2);
-        asm.alu(Op::And, R1, network_half(0xfff8));
-        asm.jump_if(If::NotEqual, R1, 0, self.by_address);
-        asm.load(Width::Byte, R1, R7, 0);
-        asm.alu(Op::Add, R7, 8);
+        for number in EXTENSIONS {
+            asm.jump_if(If::Equal, R1, number, self.by_address);
+        }
+        asm.bind(behind);
+        asm.jump_if(If::Equal, R1, 58, icmp);
         asm.jump(self.layer4);
 
         asm.bind(icmp);
@@ -190,6 +200,54 @@ impl Program {
         asm.jump_if(If::Equal, R1, 0, pass);
         asm.jump_if(If::AtMost, R1, 4, self.by_address);
         asm.jump(pass);
+    }
+
+    /// Steps over the extension header at R7, whose number is in R1, or jumps to `behind` when it is none.
+    fn extension(&mut self, behind: Label) {
+        use Reg::*;
+        let [options, routing, fragment, authentication, step] = std::array::from_fn(|_| self.asm.label());
+        let asm = &mut self.asm;
+        asm.jump_if(If::Equal, R1, HOP_BY_HOP, options);
+        asm.jump_if(If::Equal, R1, DESTINATION, options);
+        asm.jump_if(If::Equal, R1, ROUTING, routing);
+        asm.jump_if(If::Equal, R1, FRAGMENT, fragment);
+        asm.jump_if(If::Equal, R1, AUTHENTICATION, authentication);
+        asm.jump(behind);
+
+        asm.bind(fragment);
+        self.need(R7, 8);
+        let asm = &mut self.asm;
+        asm.load(Width::Half, R3, R7, 2);
+        asm.alu(Op::And, R3, network_half(0xfff8));
+        asm.jump_if(If::NotEqual, R3, 0, self.by_address);
+        asm.alu(Op::Move, R3, 8);
+        asm.jump(step);
+
+        asm.bind(authentication);
+        self.need(R7, 8);
+        let asm = &mut self.asm;
+        asm.load(Width::Byte, R3, R7, 1);
+        asm.alu(Op::Add, R3, 2);
+        asm.alu(Op::ShiftLeft, R3, 2);
+        asm.jump(step);
+
+        asm.bind(routing);
+        self.need(R7, 8);
+        let asm = &mut self.asm;
+        // Segments left.
+        asm.load(Width::Byte, R3, R7, 3);
+        asm.jump_if(If::NotEqual, R3, 0, self.pass);
+        asm.bind(options);
+        self.need(R7, 8);
+        let asm = &mut self.asm;
+        asm.load(Width::Byte, R3, R7, 1);
+        asm.alu(Op::Add, R3, 1);
+        asm.alu(Op::ShiftLeft, R3, 3);
+
+        asm.bind(step);
+        asm.load(Width::Byte, R1, R7, 0);
+        asm.alu_reg(Op::Add, R7, R3);
+        asm.jump_if_reg(If::Above, R7, R8, self.pass);
     }
 
     /// TCP and UDP: the port's bit decides.

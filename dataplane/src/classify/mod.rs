@@ -1,15 +1,18 @@
-//! What a frame is: its headers are read once, here, into a small [`Meta`], and "is it ours?" is answered.
+//! What a frame is: its headers are read once, here, into a small [`Meta`], and "is it ours?" is answered. One file
+//! per family says how it is read; what both have in common is here.
 //!
 //! "Ours" is decided by the link address, the IP addresses and the ports alone, in the very order in which the XDP
 //! program decides it (engine's steering rules, made by [`Snapshot::steering`]): lengths and checksums are judged
 //! after that, so that a broken packet of ours is a counted drop and a broken packet of somebody else's is theirs.
 //! Later fragments and ICMP errors carry no ports: for our addresses they are ours until their flow is looked up.
 
+mod ipv4;
+mod ipv6;
+
 use crate::service::ServiceId;
 use crate::snapshot::Snapshot;
-use crate::tuple::{Address, Endpoint, Protocol, Tuple, V4};
+use crate::tuple::{Address, Endpoint, Protocol, Tuple, V4, V6};
 use crate::verdict::DropReason;
-use crate::wire::checksum;
 use crate::wire::tcp::flags;
 
 /// Where things are in a frame, and what later stages need of its headers.
@@ -25,7 +28,7 @@ pub struct Meta {
     pub ttl: u8,
     /// TCP flags byte; 0 for anything but TCP.
     pub tcp_flags: u8,
-    /// Whether the sender forbids fragmentation.
+    /// Whether routers must not fragment the packet: as its sender says in IPv4, always in IPv6.
     pub dont_fragment: bool,
     /// Part of a fragmented packet?
     pub fragment: Fragmentation,
@@ -62,7 +65,8 @@ pub enum Role {
     ServerReply,
 }
 
-/// What names a fragmented packet (RFC 791: source, destination, protocol, identification).
+/// What names a fragmented packet (RFC 791: source, destination, protocol, identification; RFC 8200 §4.5: without the
+/// protocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey<A> {
     /// Source address.
@@ -71,7 +75,8 @@ pub struct FragmentKey<A> {
     pub dst: A,
     /// Identification; 32 bits in IPv6.
     pub id: u32,
-    /// IP protocol number.
+    /// IP protocol number. In IPv6 0 where TCP, UDP or an extension header may follow: the fragments of one packet may
+    /// disagree about that.
     pub protocol: u8,
 }
 
@@ -100,23 +105,30 @@ impl<A> Packet<A> {
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// TCP or UDP, with ports, by one of our tables.
-    Flow(Packet<V4>),
-    /// A later fragment from or to one of our addresses.
-    Fragment(FragmentKey<V4>, Meta),
-    /// An ICMP error from or to one of our addresses.
-    IcmpError(Meta),
+    /// Ours, in IPv4.
+    V4(Ours<V4>),
+    /// Ours, in IPv6.
+    V6(Ours<V6>),
     /// The kernel's.
     NotOurs,
     /// Ours, and broken.
     Drop(DropReason),
 }
 
+/// What a packet of ours is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ours<A> {
+    /// TCP or UDP, with ports, by one of our tables.
+    Flow(Packet<A>),
+    /// A later fragment from or to one of our addresses.
+    Fragment(FragmentKey<A>, Meta),
+    /// An ICMP error from or to one of our addresses.
+    IcmpError(Meta),
+}
+
 const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
-const ICMP: u8 = 1;
-/// Destination unreachable, source quench, time exceeded, parameter problem.
-const ICMP_ERRORS: [u8; 4] = [3, 4, 11, 12];
 
 /// Says what `frame` is. Pure, bounded and without panic for any bytes.
 #[inline(always)]
@@ -135,134 +147,41 @@ pub fn classify(frame: &[u8], snapshot: &Snapshot) -> Class {
         ethertype => (14, ethertype),
     };
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, l3, snapshot),
+        ETHERTYPE_IPV4 => ipv4::classify(frame, l3, snapshot),
+        ETHERTYPE_IPV6 => ipv6::classify(frame, l3, snapshot),
         _ => Class::NotOurs,
     }
 }
 
-/// The fields of an IPv4 header that matter here (RFC 791 §3.1).
-struct Ipv4 {
-    header_len: usize,
-    total_len: usize,
-    id: u16,
-    flags_offset: u16,
-    ttl: u8,
-    protocol: u8,
-    src: V4,
-    dst: V4,
-}
-
-impl Ipv4 {
-    const MORE_FRAGMENTS: u16 = 0x2000;
-    const DONT_FRAGMENT: u16 = 0x4000;
-    const OFFSET: u16 = 0x1fff;
-
-    #[inline(always)]
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let header = bytes.first_chunk::<20>()?;
-        let header_len = usize::from(header[0] & 15) * 4;
-        let sane = header[0] >> 4 == 4 && header_len >= 20 && header_len <= bytes.len();
-        let word =
-            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        sane.then(|| Self {
-            header_len,
-            total_len: usize::from(u16::from_be_bytes([header[2], header[3]])),
-            id: u16::from_be_bytes([header[4], header[5]]),
-            flags_offset: u16::from_be_bytes([header[6], header[7]]),
-            ttl: header[8],
-            protocol: header[9],
-            src: V4(word(12)),
-            dst: V4(word(16)),
-        })
-    }
-
-    fn fragmentation(&self) -> Fragmentation {
-        match (self.flags_offset & Self::OFFSET, self.flags_offset & Self::MORE_FRAGMENTS) {
-            (0, 0) => Fragmentation::Whole,
-            (0, _) => Fragmentation::First,
-            _ => Fragmentation::Later,
-        }
-    }
-}
-
 /// By what a packet is ours.
-enum Ours {
+enum By<A> {
     /// Ports, by one of our tables.
-    Ports(Role, Tuple<V4>),
+    Ports(Role, Tuple<A>),
     /// The address of a later fragment.
     Fragment,
     /// The address of an ICMP error.
     IcmpError,
 }
 
-/// Built once, at the end and field by field: a class that is copied while it is still being written costs more than
-/// all of its checks.
+/// The table that the ports at the head of `transport` are in.
 #[inline(always)]
-fn ipv4(frame: &[u8], l3: usize, snapshot: &Snapshot) -> Class {
-    let Some(ip) = Ipv4::read(&frame[l3..]) else { return Class::NotOurs };
-    let l4 = l3 + ip.header_len;
-    let fragment = ip.fragmentation();
-    let Some(ours) = ours(frame, l4, &ip, fragment, snapshot) else { return Class::NotOurs };
-    if ip.total_len < ip.header_len || l3 + ip.total_len > frame.len() {
-        return Class::Drop(DropReason::BadLength);
-    }
-    if !header_sums_up(&frame[l3..l4]) {
-        return Class::Drop(DropReason::BadIpChecksum);
-    }
-    let meta = |tcp_flags| Meta {
-        l3: l3 as u16,
-        l4: l4 as u16,
-        end: (l3 + ip.total_len).min(usize::from(u16::MAX)) as u16,
-        ttl: ip.ttl,
-        tcp_flags,
-        dont_fragment: ip.flags_offset & Ipv4::DONT_FRAGMENT != 0,
-        fragment,
-    };
-    match ours {
-        Ours::Ports(role, tuple) => {
-            match check_transport(&frame[l4..l3 + ip.total_len], tuple.protocol, fragment) {
-                Ok(tcp_flags) => Class::Flow(Packet { role, tuple, meta: meta(tcp_flags) }),
-                Err(reason) => Class::Drop(reason),
-            }
-        }
-        Ours::Fragment => {
-            let key = FragmentKey { src: ip.src, dst: ip.dst, id: ip.id.into(), protocol: ip.protocol };
-            Class::Fragment(key, meta(0))
-        }
-        Ours::IcmpError => Class::IcmpError(meta(0)),
-    }
-}
-
-/// Whether the checksum of an IPv4 header is right.
-#[inline(always)]
-fn header_sums_up(header: &[u8]) -> bool {
-    match <&[u8; 20]>::try_from(header) {
-        // Nearly all headers: a fixed length needs no loop.
-        Ok(header) => checksum::of(header) == 0,
-        Err(_) => checksum::of(header) == 0,
-    }
-}
-
-#[inline(always)]
-fn ours(frame: &[u8], l4: usize, ip: &Ipv4, fragment: Fragmentation, snapshot: &Snapshot) -> Option<Ours> {
-    if fragment == Fragmentation::Later {
-        return by_address(ip, snapshot).then_some(Ours::Fragment);
-    }
-    if ip.protocol == ICMP {
-        let is_error = frame.get(l4).is_some_and(|kind| ICMP_ERRORS.contains(kind));
-        return (is_error && by_address(ip, snapshot)).then_some(Ours::IcmpError);
-    }
-    let protocol = Protocol::from_number(ip.protocol)?;
-    let &[s0, s1, d0, d1] = frame[l4..].first_chunk::<4>()?;
-    let src = Endpoint::new(ip.src, u16::from_be_bytes([s0, s1]));
-    let dst = Endpoint::new(ip.dst, u16::from_be_bytes([d0, d1]));
+fn by_ports<A: Address>(
+    src: A,
+    dst: A,
+    protocol: Protocol,
+    transport: &[u8],
+    snapshot: &Snapshot,
+) -> Option<By<A>> {
+    let &[s0, s1, d0, d1] = transport.first_chunk::<4>()?;
+    let src = Endpoint::new(src, u16::from_be_bytes([s0, s1]));
+    let dst = Endpoint::new(dst, u16::from_be_bytes([d0, d1]));
     let tuple = Tuple { src, dst, protocol };
-    role(&tuple, snapshot).map(|role| Ours::Ports(role, tuple))
+    role(&tuple, snapshot).map(|role| By::Ports(role, tuple))
 }
 
-/// Whether an address of the packet is one that steering names.
-fn by_address(ip: &Ipv4, snapshot: &Snapshot) -> bool {
-    let (src, dst) = (ip.src.to_ip(), ip.dst.to_ip());
+/// Whether an address of a packet is one that steering names.
+fn by_address<A: Address>(src: A, dst: A, snapshot: &Snapshot) -> bool {
+    let (src, dst) = (src.to_ip(), dst.to_ip());
     snapshot.index().has_address(dst)
         || snapshot.locals().has_address(dst)
         || snapshot.nat_servers().has_address(src)
