@@ -25,16 +25,17 @@ pub(crate) const EDGES: [(&str, &str); 6] = [
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
 
-/// How the cables are made.
+/// How many servers there are, and how the cables are made.
 #[derive(Clone, Copy)]
 pub(crate) struct Cables {
+    pub(crate) servers: u32,
     pub(crate) queues: u32,
     /// The peers' transmit offloads: with them, frames arrive with partial checksums.
     pub(crate) offload: bool,
 }
 
-/// One queue, every frame complete on every edge.
-pub(crate) const PLAIN: Cables = Cables { queues: 1, offload: false };
+/// Three servers, one queue, every frame complete on every edge.
+pub(crate) const PLAIN: Cables = Cables { servers: 3, queues: 1, offload: false };
 
 /// A lab that stands until it is dropped.
 pub(crate) struct Lab {
@@ -59,8 +60,15 @@ impl Lab {
             std::env::temp_dir().join(format!("shunt-stories/{story}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let lab = Self { prefix, folder, captures: Vec::new(), daemon: None };
-        let (queues, offload) = (cables.queues.to_string(), if cables.offload { "on" } else { "off" });
-        succeed(Command::new(SCRIPT).args(["up", &lab.prefix, "--queues", &queues, "--offload", offload]));
+        let offload = if cables.offload { "on" } else { "off" };
+        let mut up = Command::new(SCRIPT);
+        up.args(["up", &lab.prefix, "--offload", offload]);
+        succeed(
+            up.arg("--queues")
+                .arg(cables.queues.to_string())
+                .arg("--servers")
+                .arg(cables.servers.to_string()),
+        );
         lab
     }
 

@@ -11,6 +11,7 @@ mod crash;
 mod daemon;
 mod director_service;
 mod downloads;
+mod guest;
 mod lab;
 mod lab_itself;
 mod modes;
