@@ -62,7 +62,7 @@ fn forward(rig: &mut Rig<Pipeline>, tuples: &[Tuple<V4>], flags: u8) -> anyhow::
 
 fn established(rig: &Rig<Pipeline>) -> usize {
     let mut count = 0;
-    rig.worker().program().flows().table().scan(0, u32::MAX, |_, conn| {
+    rig.worker().program().flows_v4().table().scan(0, u32::MAX, |_, conn| {
         count += usize::from(conn.state == State::Established as u8);
     });
     count

@@ -71,7 +71,7 @@ pub fn measure(mode: Mode, flows: u32, effort: Effort) -> anyhow::Result<Run> {
         local_addresses: if mode == Mode::Fullnat { director::LOCAL_ADDRESSES } else { 0 },
         table_capacity: capacity,
         buffers: ROTATION,
-        table_pages: machine::pages(measured.worker().program().flows().table().pages()),
+        table_pages: machine::pages(measured.worker().program().flows_v4().table().pages()),
         buffer_pages: machine::pages(measured.pages()),
     })
 }

@@ -4,9 +4,9 @@
 
 use shunt_engine::{Duration, Frame, Instant};
 
-use crate::tuple::V4;
+use crate::tuple::{V4, V6};
 use crate::wire::tcp::flags;
-use crate::wire::{ipv4, tcp};
+use crate::wire::{Family, extension, ipv4, ipv6, tcp};
 
 /// TTL of what we originate: Linux's default, RFC 1700's recommendation.
 pub(crate) const TTL: u8 = 64;
@@ -22,11 +22,6 @@ pub fn reset(out: &mut Frame, packet: &[u8]) -> bool {
     if segment.flags() & flags::RST != 0 || ip.protocol() != 6 || later_fragment || !is_host(ip.src()) {
         return false;
     }
-    let (seq, ack, reply_flags) = if segment.flags() & flags::ACK != 0 {
-        (segment.ack(), 0, flags::RST)
-    } else {
-        (0, segment.seq().wrapping_add(segment.segment_len()), flags::RST | flags::ACK)
-    };
     let header = ipv4::Repr {
         tos: ip.tos(),
         payload_len: tcp::HEADER_LEN as u16,
@@ -42,20 +37,69 @@ pub fn reset(out: &mut Frame, packet: &[u8]) -> bool {
     }
     let (head, body) = out.data_mut().split_at_mut(ipv4::HEADER_LEN);
     head.copy_from_slice(&header.emit());
-    let mut reply = tcp::Packet::write(body).expect("the frame was just made that long");
+    answer(body, &segment, header.src, header.dst);
+    true
+}
+
+/// As [`reset`], for an IPv6 packet.
+#[must_use]
+pub fn reset_v6(out: &mut Frame, packet: &[u8]) -> bool {
+    let (Ok(ip), Ok(upper)) = (ipv6::Packet::new_checked(packet), extension::walk(packet)) else {
+        return false;
+    };
+    let end = ipv6::HEADER_LEN + ip.payload().len();
+    let Some(Ok(segment)) = packet.get(upper.at..end).map(tcp::Packet::new_checked) else { return false };
+    let later_fragment = upper.fragment.is_some_and(|fragment| fragment.offset != 0);
+    if segment.flags() & flags::RST != 0 || upper.protocol != 6 || later_fragment || !is_host_v6(ip.src()) {
+        return false;
+    }
+    let header = ipv6::Repr {
+        traffic_class: ip.traffic_class(),
+        flow_label: 0,
+        payload_len: tcp::HEADER_LEN as u16,
+        next_header: 6,
+        hop_limit: TTL,
+        src: ip.dst(),
+        dst: ip.src(),
+    };
+    if !out.set_len(ipv6::HEADER_LEN + tcp::HEADER_LEN) {
+        return false;
+    }
+    let (head, body) = out.data_mut().split_at_mut(ipv6::HEADER_LEN);
+    head.copy_from_slice(&header.emit());
+    answer(body, &segment, header.src, header.dst);
+    true
+}
+
+/// Writes the RST from `src` to `dst` that answers `segment` into `bytes`.
+fn answer<A: Family>(bytes: &mut [u8], segment: &tcp::Packet<&[u8]>, src: A, dst: A) {
+    let (seq, ack, reply_flags) = if segment.flags() & flags::ACK != 0 {
+        (segment.ack(), 0, flags::RST)
+    } else {
+        (0, segment.seq().wrapping_add(segment.segment_len()), flags::RST | flags::ACK)
+    };
+    let mut reply = tcp::Packet::write(bytes).expect("the frame was just made that long");
     reply.set_src_port(segment.dst_port());
     reply.set_dst_port(segment.src_port());
     reply.set_seq(seq);
     reply.set_ack(ack);
     reply.set_flags(reply_flags);
-    reply.fill_checksum(header.src, header.dst);
-    true
+    reply.fill_checksum(src, dst);
 }
 
 /// Whether an address can be that of a single host: not 0.0.0.0/8, loopback, multicast, reserved or broadcast
 /// (RFC 1122 §3.2.1.3). A subnet's broadcast address cannot be told without the subnet.
 pub(crate) const fn is_host(address: V4) -> bool {
     !matches!((address.0 >> 24) as u8, 0 | 127 | 224..)
+}
+
+/// As [`is_host`] for IPv6: not `::`, loopback, multicast, or an IPv4 address in disguise (RFC 4291 §2.5 and §2.7; the
+/// kernel drops mapped ones on the wire too).
+pub(crate) const fn is_host_v6(address: V6) -> bool {
+    let V6([a, b, c, d]) = address;
+    let unspecified_or_loopback = a == 0 && b == 0 && c == 0 && d <= 1;
+    let mapped = a == 0 && b == 0 && c == 0xffff;
+    !unspecified_or_loopback && !mapped && a >> 24 != 0xff
 }
 
 /// A token bucket: so many per second, and so many at once. Time is an argument.

@@ -1,22 +1,21 @@
 //! One packet of one flow: find its connection, or open one, or say why not; then send it on.
 
-use shunt_engine::counters::Published;
-use shunt_engine::{Duration, Emit, Frame, Instant, Origin, WorkerId};
+use shunt_engine::{Emit, Frame, Instant, Origin};
 
-use crate::classify::{FragmentKey, Fragmentation, Meta, Packet, Role};
+use crate::classify::{Fragmentation, Meta, Packet, Role};
 use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hash, Hit, InsertError, State, Table, Ticks, View};
-use crate::counters::{self, Event, ServerField, WorkerCounters};
-use crate::emit::is_host;
-use crate::home::Home;
+use crate::counters::{Event, ServerField, WorkerCounters};
 use crate::icmp::Quoted;
+use crate::ip::Ip;
 use crate::laddr::LocalPorts;
 use crate::pipeline::Config;
-use crate::scheduler::{Load, SchedulerState};
+use crate::scheduler::SchedulerState;
 use crate::server::{Mode, Server};
 use crate::service::{OutOfState, Service};
+use crate::shared::Shared;
 use crate::snapshot::Snapshot;
-use crate::transmit::Transmit;
-use crate::tuple::{Address, Endpoint, Protocol, Tuple, V4};
+use crate::transmit;
+use crate::tuple::{Endpoint, Protocol, Tuple};
 use crate::verdict::{Decision, DropReason};
 use crate::wire::tcp::flags;
 
@@ -33,6 +32,8 @@ pub struct Context<'a, 'b> {
     pub snapshot: &'a Snapshot,
     /// What happened.
     pub counters: &'a mut WorkerCounters,
+    /// What the worker keeps for both IP versions.
+    pub shared: &'a mut Shared,
     /// For frames we originate.
     pub emit: &'a mut Emit<'b>,
 }
@@ -44,9 +45,10 @@ impl<'a, 'b> Context<'a, 'b> {
         origin: Origin,
         snapshot: &'a Snapshot,
         counters: &'a mut WorkerCounters,
+        shared: &'a mut Shared,
         emit: &'a mut Emit<'b>,
     ) -> Self {
-        Self { now, ticks: Ticks::at(now), origin, snapshot, counters, emit }
+        Self { now, ticks: Ticks::at(now), origin, snapshot, counters, shared, emit }
     }
 
     /// Counts what became of a packet.
@@ -78,78 +80,40 @@ pub struct Tick {
     pub next: Option<Instant>,
 }
 
-/// One worker's connections, with all that changes when packets pass.
+/// One worker's connections of one IP version.
 #[derive(Debug)]
-pub struct Flows {
-    pub(crate) worker: WorkerId,
-    home: Home,
-    pub(crate) table: Table<V4>,
-    schedulers: SchedulerState,
+pub struct Flows<A> {
+    pub(crate) table: Table<A>,
     local_ports: LocalPorts,
-    transmit: Transmit,
-    peers: Vec<Published>,
     next_expiry: Ticks,
-    next_loads: Instant,
-    /// The server slot whose load elsewhere is looked up next.
-    loads_cursor: usize,
 }
 
-impl Flows {
-    /// How often the other workers' loads are looked at, and how many servers at a time.
-    const LOADS_INTERVAL: Duration = Duration::from_millis(4);
-    const LOADS_BUDGET: usize = 256;
+impl<A: Ip> Flows<A> {
     /// Records looked at per tick for expiry.
     const EXPIRE_BUDGET: usize = 256;
 
     pub(crate) fn new(config: Config) -> std::io::Result<Self> {
-        let seed = config.secret[0] ^ u64::from(config.worker.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Ok(Self {
-            worker: config.worker,
-            home: Home::new(config.workers, config.secret),
             table: Table::new(config.max_connections as usize, config.secret)?,
-            schedulers: SchedulerState::new(config.max_services as usize, config.max_servers as usize, seed),
-            local_ports: LocalPorts::new(config.worker, config.workers, seed),
-            transmit: Transmit::default(),
-            peers: Vec::new(),
+            local_ports: LocalPorts::new(config.worker, config.workers, config.seed()),
             next_expiry: Ticks(0),
-            next_loads: Instant::ZERO,
-            loads_cursor: 0,
         })
     }
 
     /// The connections.
-    pub fn table(&self) -> &Table<V4> {
+    pub fn table(&self) -> &Table<A> {
         &self.table
     }
 
-    pub(crate) fn set_peers(&mut self, peers: Vec<Published>) {
-        self.peers = peers;
-    }
-
-    /// The worker a flow lives on, by the packet's headers alone.
-    #[inline]
-    pub(crate) fn home_of(&self, role: Role, tuple: &Tuple<V4>) -> WorkerId {
-        match role {
-            Role::Request(_) => self.home.of_client(tuple.src, tuple.protocol),
-            Role::LocalReply => self.home.of_local_port(tuple.dst.port),
-            Role::ServerReply => self.home.of_client(tuple.dst, tuple.protocol),
-        }
-    }
-
-    /// The worker on which the fragments of a packet meet.
-    pub(crate) fn fragment_home(&self, key: &FragmentKey<V4>, protocol: Protocol) -> WorkerId {
-        self.home.of_fragment(key.src, key.dst, key.id, protocol)
-    }
-
     /// Whether the flow lives here although its headers name another home (see [`Conn::moved_to`]).
-    pub(crate) fn is_here(&self, tuple: &Tuple<V4>) -> bool {
+    pub(crate) fn is_here(&self, tuple: &Tuple<A>) -> bool {
         let hit = self.table.lookup(tuple, self.table.hash(tuple));
         hit.is_some_and(|hit| self.table.get(hit.id).moved_to().is_none())
     }
 
     /// Begins to look for the flow of a packet: its bucket is fetched.
     #[inline]
-    pub(crate) fn seek(&self, tuple: &Tuple<V4>) -> Search {
+    pub(crate) fn seek(&self, tuple: &Tuple<A>) -> Search {
         let hash = self.table.hash(tuple);
         self.table.prefetch_bucket(hash);
         Search { hash, candidate: None }
@@ -169,7 +133,7 @@ impl Flows {
     pub(crate) fn packet(
         &mut self,
         cx: &mut Context<'_, '_>,
-        packet: &Packet<V4>,
+        packet: &Packet<A>,
         search: Search,
         frame: &mut Frame,
     ) -> Decision {
@@ -184,7 +148,7 @@ impl Flows {
         &mut self,
         cx: &mut Context<'_, '_>,
         hit: Hit,
-        packet: &Packet<V4>,
+        packet: &Packet<A>,
         frame: &mut Frame,
     ) -> Decision {
         let conn = self.table.get(hit.id);
@@ -204,7 +168,7 @@ impl Flows {
     }
 
     /// A packet without connection.
-    fn unknown(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<V4>, frame: &mut Frame) -> Decision {
+    fn unknown(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<A>, frame: &mut Frame) -> Decision {
         let service = match packet.role {
             // The director's own traffic with a server, or the end of a flow that is gone: the kernel knows.
             Role::ServerReply => return Decision::Punt,
@@ -226,7 +190,7 @@ impl Flows {
     }
 
     /// The connection's server has left the configuration: a packet that can open a connection opens one.
-    fn server_gone(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<V4>, frame: &mut Frame) -> Decision {
+    fn server_gone(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<A>, frame: &mut Frame) -> Decision {
         let policy = match packet.role {
             Role::Request(_) if packet.opens() => return self.unknown(cx, packet, frame),
             Role::Request(id) => {
@@ -244,14 +208,14 @@ impl Flows {
         cx: &mut Context<'_, '_>,
         policy: OutOfState,
         reason: DropReason,
-        packet: &Packet<V4>,
+        packet: &Packet<A>,
         frame: &Frame,
     ) -> Decision {
         if policy == OutOfState::Reset
             && packet.tuple.protocol == Protocol::Tcp
             && packet.meta.fragment != Fragmentation::Later
         {
-            self.transmit.reset(cx, &packet.meta, frame);
+            transmit::reset::<A>(cx, &packet.meta, frame);
         }
         Decision::Drop(reason)
     }
@@ -260,15 +224,15 @@ impl Flows {
         &mut self,
         cx: &mut Context<'_, '_>,
         service: &Service,
-        packet: &Packet<V4>,
+        packet: &Packet<A>,
         frame: &mut Frame,
     ) -> Decision {
         if !may_be_client(packet.tuple.src.address, cx.snapshot) {
             return Decision::Drop(DropReason::BadSource);
         }
-        let picked = self.schedulers.pick(service.id, service.scheduler, &service.candidates);
+        let picked = cx.shared.schedulers.pick(service.id, service.scheduler, &service.candidates);
         let Some(server) = picked.and_then(|index| cx.snapshot.server(service.candidates[index].id)) else {
-            self.transmit.unreachable(cx, &packet.meta, frame);
+            transmit::unreachable::<A>(cx, &packet.meta, frame);
             return Decision::Drop(DropReason::NoServer);
         };
         let conn = match self.new_conn(cx, service, server, &packet.tuple) {
@@ -284,7 +248,7 @@ impl Flows {
         cx.counters.event(Event::ConnectionsOpened);
         cx.counters.server_add(server.id, ServerField::Connections, 1);
         cx.counters.server_add(server.id, ServerField::Inactive, 1);
-        self.schedulers.opened(server.id, false);
+        cx.shared.schedulers.opened(server.id, false);
         self.pass(cx, Hit { id, direction: Direction::Request }, server, &packet.meta, frame)
     }
 
@@ -293,14 +257,14 @@ impl Flows {
         cx: &mut Context<'_, '_>,
         service: &Service,
         server: &Server,
-        tuple: &Tuple<V4>,
-    ) -> Result<Conn<V4>, DropReason> {
-        let address = V4::from_ip(server.address).ok_or(DropReason::NoServer)?;
+        tuple: &Tuple<A>,
+    ) -> Result<Conn<A>, DropReason> {
+        let address = A::from_ip(server.address).ok_or(DropReason::NoServer)?;
         let target = Endpoint::new(address, server.port.unwrap_or(tuple.dst.port));
         let peer = match server.mode {
             Mode::Fullnat => {
                 let table = &self.table;
-                let taken = |reply: &Tuple<V4>| table.contains(reply);
+                let taken = |reply: &Tuple<A>| table.contains(reply);
                 let found = self.local_ports.choose(&service.locals, target, tuple.protocol, taken);
                 cx.counters.events(Event::PortProbes, found.tries.saturating_sub(1).into());
                 found.endpoint.ok_or(DropReason::NoLocalPort)?
@@ -319,7 +283,7 @@ impl Flows {
             server_id: server.id,
             last_seen: cx.ticks,
             timeout: service.timeouts.ticks(state),
-            client_hop: Conn::<V4>::NO_HOP,
+            client_hop: Conn::<A>::NO_HOP,
             routes: 0,
             client_mac: [0; 6],
             state: state as u8,
@@ -345,8 +309,8 @@ impl Flows {
         cx.counters.server_packet(server.id, to_server, meta.l3_len().into());
         let conn = self.table.get_mut(hit.id);
         match hit.direction {
-            Direction::Request => self.transmit.request(cx, conn, server, meta, frame),
-            Direction::Reply => self.transmit.reply(cx, conn, meta, frame),
+            Direction::Request => transmit::request(cx, conn, server, meta, frame),
+            Direction::Reply => transmit::reply(cx, conn, meta, frame),
         }
     }
 
@@ -374,7 +338,7 @@ impl Flows {
             let (gains, loses) = load_fields(is_active);
             cx.counters.server_add(server.id, gains, 1);
             cx.counters.server_sub(server.id, loses, 1);
-            self.schedulers.changed(server.id, is_active);
+            cx.shared.schedulers.changed(server.id, is_active);
         }
     }
 
@@ -382,8 +346,8 @@ impl Flows {
     pub(crate) fn icmp_error(
         &mut self,
         cx: &mut Context<'_, '_>,
-        tuple: &Tuple<V4>,
-        quoted: &Quoted,
+        tuple: &Tuple<A>,
+        quoted: &Quoted<A>,
         meta: &Meta,
         frame: &mut Frame,
     ) -> Decision {
@@ -396,8 +360,8 @@ impl Flows {
             return Decision::Drop(DropReason::ServerGone);
         };
         let decision = match hit.direction {
-            Direction::Request => self.transmit.icmp_to_server(cx, conn, server, quoted, meta, frame),
-            Direction::Reply => self.transmit.icmp_to_client(cx, conn, quoted, meta, frame),
+            Direction::Request => transmit::icmp_to_server(cx, conn, server, quoted, meta, frame),
+            Direction::Reply => transmit::icmp_to_client(cx, conn, quoted, meta, frame),
         };
         if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
             cx.counters.event(Event::IcmpForwarded);
@@ -408,19 +372,15 @@ impl Flows {
     /// Removes a connection and its share of the server's load.
     fn close(&mut self, cx: &mut Context<'_, '_>, id: ConnId) {
         let conn = self.table.remove(id);
-        forget(&conn, cx.counters, &mut self.schedulers);
+        forget(&conn, cx.counters, &mut cx.shared.schedulers);
     }
 
-    /// Removes idle connections, a bounded number, and looks at the other workers' loads.
-    pub(crate) fn tick(&mut self, now: Instant, snapshot: &Snapshot, counters: &mut WorkerCounters) -> Tick {
-        if !self.peers.is_empty() && now >= self.next_loads {
-            self.refresh_loads(snapshot);
-            self.next_loads = now + Self::LOADS_INTERVAL;
-        }
+    /// Removes idle connections, a bounded number.
+    pub(crate) fn tick(&mut self, now: Instant, shared: &mut Shared, counters: &mut WorkerCounters) -> Tick {
         let ticks = Ticks::at(now);
         let mut expired = 0;
         if self.next_expiry <= ticks {
-            let schedulers = &mut self.schedulers;
+            let schedulers = &mut shared.schedulers;
             let done = self.table.expire(ticks, Self::EXPIRE_BUDGET, |conn| {
                 counters.event(Event::ConnectionsExpired);
                 forget(conn, counters, schedulers);
@@ -435,23 +395,8 @@ impl Flows {
     }
 }
 
-impl Flows {
-    /// Tells the schedulers what the other workers' connections weigh, for a bounded number of servers.
-    fn refresh_loads(&mut self, snapshot: &Snapshot) {
-        let slots = snapshot.server_slots();
-        for _ in 0..slots.min(Self::LOADS_BUDGET) {
-            self.loads_cursor = if self.loads_cursor + 1 < slots { self.loads_cursor + 1 } else { 0 };
-            let Some(server) = snapshot.server_in(self.loads_cursor) else { continue };
-            let sum =
-                |field| self.peers.iter().map(|peer| peer.get(counters::server(server.id.slot, field))).sum();
-            let (active, inactive): (u64, u64) = (sum(ServerField::Active), sum(ServerField::Inactive));
-            self.schedulers.set_others(server.id, Load { active: active as u32, inactive: inactive as u32 });
-        }
-    }
-}
-
 /// Takes a connection that went off its server's load.
-fn forget(conn: &Conn<V4>, counters: &mut WorkerCounters, schedulers: &mut SchedulerState) {
+fn forget<A: Ip>(conn: &Conn<A>, counters: &mut WorkerCounters, schedulers: &mut SchedulerState) {
     if conn.moved_to().is_none() {
         let active = conn.flags.has(ConnFlags::ACTIVE);
         let (counted, _) = load_fields(active);
@@ -470,13 +415,13 @@ const fn load_fields(active: bool) -> (ServerField, ServerField) {
 }
 
 /// Whether an address may be a client's. Linux drops the others as martians; here answers to them would go in circles.
-fn may_be_client(address: V4, snapshot: &Snapshot) -> bool {
+fn may_be_client<A: Ip>(address: A, snapshot: &Snapshot) -> bool {
     let ip = address.to_ip();
-    is_host(address) && !snapshot.index().has_address(ip) && !snapshot.locals().has_address(ip)
+    address.is_host() && !snapshot.index().has_address(ip) && !snapshot.locals().has_address(ip)
 }
 
 /// Whether a first SYN on this connection's tuple is a new connection (LVS: conn_reuse_mode, without its delay).
-fn may_be_replaced(conn: &Conn<V4>) -> bool {
+fn may_be_replaced<A: Ip>(conn: &Conn<A>) -> bool {
     match State::from_number(conn.state) {
         State::TimeWait | State::Close | State::LastAck => true,
         State::FinWait => !conn.mode().sees_replies(),

@@ -50,8 +50,8 @@ impl Home {
     /// Where the fragments of one datagram meet, for only the first of them has ports. `id` is the identification of
     /// the IPv4 header or of the IPv6 fragment header.
     #[inline]
-    pub fn of_fragment<A: Address>(&self, src: A, dst: A, id: u32, protocol: Protocol) -> WorkerId {
-        let rest = u64::from(id) << 8 | u64::from(protocol.number());
+    pub fn of_fragment<A: Address>(&self, src: A, dst: A, id: u32, protocol: u8) -> WorkerId {
+        let rest = u64::from(id) << 8 | u64::from(protocol);
         self.reduced(|| self.fragments.addresses(src, dst, rest))
     }
 
@@ -93,8 +93,8 @@ mod tests {
             assert_even(workers, |i| home.of_client(v4(i), Protocol::Tcp));
             assert_even(workers, |i| home.of_client(v6(i), Protocol::Udp));
             assert_even(workers, |i| home.of_local_port((1024 + i % 60_000) as u16));
-            assert_even(workers, |i| home.of_fragment(V4(1 + i / 1000), V4(2), i, Protocol::Udp));
-            assert_even(workers, |i| home.of_fragment(V6([1; 4]), V6([2, 0, 0, i]), i, Protocol::Udp));
+            assert_even(workers, |i| home.of_fragment(V4(1 + i / 1000), V4(2), i, 17));
+            assert_even(workers, |i| home.of_fragment(V6([1; 4]), V6([2, 0, 0, i]), i, 0));
         }
     }
 

@@ -5,18 +5,16 @@ use arrayvec::ArrayVec;
 use shunt_engine::counters::Published;
 use shunt_engine::program::Verdicts;
 use shunt_engine::publish::Reader;
-use shunt_engine::{
-    BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, Verdict, WorkerId,
-};
+use shunt_engine::{BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, WorkerId};
 
-use crate::classify::{self, Class, FragmentKey, Fragmentation, Meta, Ours, Packet, classify};
-use crate::counters::{self, Event, WorkerCounters};
+use crate::classify::{Class, classify};
+use crate::counters::{self, WorkerCounters};
 use crate::flow::{Context, Flows, Search};
-use crate::fragment::Fragments;
-use crate::icmp;
+use crate::shared::Shared;
 use crate::snapshot::Snapshot;
-use crate::tuple::{Protocol, Tuple, V4};
-use crate::verdict::{Decision, DropReason};
+use crate::stages::Stages;
+use crate::tuple::{V4, V6};
+use crate::verdict::Decision;
 
 /// What is fixed when a worker starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +25,9 @@ pub struct Config {
     pub workers: u16,
     /// Keys the hashes; the same on every worker of a process, unknown outside.
     pub secret: [u64; 2],
-    /// Connections this worker can hold.
+    /// Connections of each IP version that this worker can hold. Address space is taken at start for both tables, memory
+    /// when a connection first needs it, so that a version nobody uses costs none (but for reserved huge pages, which
+    /// are always taken whole).
     pub max_connections: u32,
     /// Service slots.
     pub max_services: u32,
@@ -35,11 +35,20 @@ pub struct Config {
     pub max_servers: u32,
 }
 
-/// One worker's program: connection table, scheduler state and counters, over the published [`Snapshot`].
+impl Config {
+    /// Where this worker's sequences start: another place on every worker and after every start.
+    pub(crate) fn seed(&self) -> u64 {
+        self.secret[0] ^ u64::from(self.worker.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// One worker's program: connection tables, scheduler state and counters, over the published [`Snapshot`].
 #[derive(Debug)]
 pub struct Pipeline {
     snapshot: Reader<Snapshot>,
-    stages: Stages,
+    v4: Stages<V4>,
+    v6: Stages<V6>,
+    shared: Shared,
     counters: WorkerCounters,
     publication: Publication,
 }
@@ -52,7 +61,9 @@ impl Pipeline {
     pub fn new(config: Config, snapshot: Reader<Snapshot>) -> std::io::Result<Self> {
         Ok(Self {
             snapshot,
-            stages: Stages { flows: Flows::new(config)?, fragments: Fragments::default() },
+            v4: Stages::new(config)?,
+            v6: Stages::new(config)?,
+            shared: Shared::new(config),
             counters: WorkerCounters::new(config.max_servers as usize),
             publication: Publication::default(),
         })
@@ -65,12 +76,17 @@ impl Pipeline {
 
     /// Lets schedulers see the loads of the other workers.
     pub fn set_peers(&mut self, peers: Vec<Published>) {
-        self.stages.flows.set_peers(peers);
+        self.shared.set_peers(peers);
     }
 
-    /// The worker's connections, for dumps and tests.
-    pub fn flows(&self) -> &Flows {
-        &self.stages.flows
+    /// The worker's IPv4 connections, for dumps and tests.
+    pub fn flows_v4(&self) -> &Flows<V4> {
+        &self.v4.flows
+    }
+
+    /// The worker's IPv6 connections, for dumps and tests.
+    pub fn flows_v6(&self) -> &Flows<V6> {
+        &self.v6.flows
     }
 }
 
@@ -91,236 +107,55 @@ impl Program for Pipeline {
         verdicts: &mut Verdicts,
         emit: &mut Emit<'_>,
     ) {
-        let snapshot = self.snapshot.get();
-        let mut cx = Context::new(now, origin, snapshot, &mut self.counters, emit);
+        let Self { snapshot, v4, v6, shared, counters, publication } = self;
+        let snapshot = snapshot.get();
+        let mut cx = Context::new(now, origin, snapshot, counters, shared, emit);
         frames.iter().for_each(Frame::prefetch);
         let mut read: ArrayVec<(Class, Option<Search>), BURST> = ArrayVec::new();
         for frame in frames.iter() {
             let class = classify(frame.data(), snapshot);
-            let search = self.stages.seek(&class);
+            let search = match &class {
+                Class::V4(ours) => v4.seek(ours),
+                Class::V6(ours) => v6.seek(ours),
+                Class::NotOurs | Class::Drop(_) => None,
+            };
             read.push((class, search));
         }
-        for search in read.iter_mut().filter_map(|(_, search)| search.as_mut()) {
-            self.stages.flows.narrow(search);
+        for (class, search) in &mut read {
+            match (class, search) {
+                (Class::V4(_), Some(search)) => v4.flows.narrow(search),
+                (Class::V6(_), Some(search)) => v6.flows.narrow(search),
+                _ => {}
+            }
         }
         for ((class, search), frame) in read.iter().zip(frames.iter_mut()) {
-            let decision = match (class, search) {
-                (Class::V4(Ours::Flow(packet)), &Some(search)) => {
-                    self.stages.whole(&mut cx, origin, packet, search, frame)
-                }
-                _ => self.stages.other(&mut cx, class, frame),
+            let decision = match class {
+                Class::V4(ours) => v4.decide(&mut cx, ours, *search, frame),
+                Class::V6(ours) => v6.decide(&mut cx, ours, *search, frame),
+                Class::NotOurs => Decision::Punt,
+                Class::Drop(reason) => Decision::Drop(*reason),
             };
             cx.count(decision);
             verdicts.push(decision.into());
         }
-        self.publication.request(&self.counters);
+        publication.request(counters);
     }
 
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
-        let fragments = self.stages.expire_fragments(now, &mut self.counters, emit);
-        let flows = self.stages.flows.tick(now, self.snapshot.get(), &mut self.counters);
-        if flows.expired > 0 || fragments > 0 {
-            self.publication.request(&self.counters);
+        let Self { snapshot, v4, v6, shared, counters, publication } = self;
+        shared.tick(now, snapshot.get());
+        let next = [v4.tick(now, shared, counters, emit), v6.tick(now, shared, counters, emit)];
+        if next.iter().any(|tick| tick.removed > 0) {
+            publication.request(counters);
         }
-        let publication = self.publication.run(now, &self.counters);
-        [self.stages.fragments.next_deadline(), flows.next, publication].into_iter().flatten().min()
+        let publication = publication.run(now, counters);
+        next.iter().map(|tick| tick.next).chain([publication]).flatten().min()
     }
 
     fn close(&mut self, pool: &mut Mempool) {
-        pool.free_all(self.stages.fragments.drain().map(|held| held.frame));
+        pool.free_all(self.v4.fragments.drain().map(|held| held.frame));
+        pool.free_all(self.v6.fragments.drain().map(|held| held.frame));
     }
-}
-
-/// What the stages of a burst change, apart from counters.
-#[derive(Debug)]
-struct Stages {
-    flows: Flows,
-    fragments: Fragments<V4>,
-}
-
-impl Stages {
-    /// Begins the search for the flow of a whole packet.
-    #[inline]
-    fn seek(&self, class: &Class) -> Option<Search> {
-        match class {
-            Class::V4(Ours::Flow(packet)) if packet.meta.fragment == Fragmentation::Whole => {
-                Some(self.flows.seek(&packet.tuple))
-            }
-            _ => None,
-        }
-    }
-
-    /// A whole packet, whose flow has been searched for.
-    #[inline]
-    fn whole(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        origin: Origin,
-        packet: &Packet<V4>,
-        search: Search,
-        frame: &mut Frame,
-    ) -> Decision {
-        match self.elsewhere(origin, packet.role, &packet.tuple) {
-            Some(decision) => decision,
-            None => self.flows.packet(cx, packet, search, frame),
-        }
-    }
-
-    fn other(&mut self, cx: &mut Context<'_, '_>, class: &Class, frame: &mut Frame) -> Decision {
-        match *class {
-            Class::V4(Ours::Flow(ref packet)) => self.first_fragment(cx, packet, frame),
-            Class::V4(Ours::Fragment(key, meta)) => self.later_fragment(cx, key, meta, frame),
-            Class::V4(Ours::IcmpError(meta)) => self.icmp_error(cx, meta, frame),
-            Class::V6(_) | Class::NotOurs => Decision::Punt,
-            Class::Drop(reason) => Decision::Drop(reason),
-        }
-    }
-
-    /// A packet with a known tuple: processed if it is at home here, else handed on.
-    fn at_home(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        origin: Origin,
-        packet: &Packet<V4>,
-        frame: &mut Frame,
-    ) -> Decision {
-        let search = self.flows.seek(&packet.tuple);
-        self.whole(cx, origin, packet, search, frame)
-    }
-
-    /// What to do with a packet of `tuple` when its flow does not live here.
-    #[inline(always)]
-    fn elsewhere(&self, origin: Origin, role: classify::Role, tuple: &Tuple<V4>) -> Option<Decision> {
-        let home = self.flows.home_of(role, tuple);
-        if home == self.flows.worker || self.flows.is_here(tuple) {
-            return None;
-        }
-        Some(match origin {
-            Origin::Handoff(from) if from == home => Decision::Drop(DropReason::HandoffLoop),
-            Origin::Handoff(_) | Origin::Port => Decision::Handoff(home),
-        })
-    }
-
-    /// All fragments of a packet meet on one worker first, whatever ports they have or lack. `Err` sends the fragment
-    /// there; `Ok` says how it came here, the way to the meeting left out: from there it may well go back home.
-    fn fragments_meet(
-        &self,
-        origin: Origin,
-        key: &FragmentKey<V4>,
-        protocol: Protocol,
-    ) -> Result<Origin, Decision> {
-        let meeting = self.flows.fragment_home(key, protocol);
-        match origin {
-            _ if meeting == self.flows.worker => Ok(Origin::Port),
-            Origin::Port => Err(Decision::Handoff(meeting)),
-            Origin::Handoff(_) => Ok(origin),
-        }
-    }
-
-    fn first_fragment(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        packet: &Packet<V4>,
-        frame: &mut Frame,
-    ) -> Decision {
-        let key = fragment_key(frame.data(), packet);
-        let origin = match self.fragments_meet(cx.origin, &key, packet.tuple.protocol) {
-            Ok(origin) => origin,
-            Err(decision) => return decision,
-        };
-        self.fragments.learn(key, packet.role, packet.tuple, cx.now);
-        let decision = self.at_home(cx, origin, packet, frame);
-        while let Some(mut held) = self.fragments.take(&key) {
-            if cx.emit.room() == 0 {
-                cx.count(Decision::Drop(DropReason::NoBuffer));
-                cx.emit.free(held.frame);
-                continue;
-            }
-            let decision = self.follow(cx, origin, &Packet { meta: held.meta, ..*packet }, &mut held.frame);
-            cx.count(decision);
-            cx.emit.release(decision.into(), held.frame);
-        }
-        decision
-    }
-
-    /// A later fragment with the tuple of its first.
-    fn follow(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        origin: Origin,
-        packet: &Packet<V4>,
-        frame: &mut Frame,
-    ) -> Decision {
-        let decision = self.at_home(cx, origin, packet, frame);
-        if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
-            cx.counters.event(Event::FragmentsFollowed);
-        }
-        decision
-    }
-
-    fn later_fragment(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        key: FragmentKey<V4>,
-        meta: Meta,
-        frame: &mut Frame,
-    ) -> Decision {
-        let Some(protocol) = Protocol::from_number(key.protocol) else { return Decision::Punt };
-        let origin = match self.fragments_meet(cx.origin, &key, protocol) {
-            Ok(origin) => origin,
-            Err(decision) => return decision,
-        };
-        if let Some((role, tuple)) = self.fragments.lookup(&key, cx.now) {
-            return self.follow(cx, origin, &Packet { role, tuple, meta }, frame);
-        }
-        if !self.fragments.has_room() {
-            return Decision::Drop(DropReason::FragmentsFull);
-        }
-        let Some(frame) = cx.emit.hold(frame) else { return Decision::Drop(DropReason::NoBuffer) };
-        cx.counters.event(Event::FragmentsHeld);
-        self.fragments.hold(key, meta, frame, cx.now);
-        Decision::Hold
-    }
-
-    fn icmp_error(&mut self, cx: &mut Context<'_, '_>, meta: Meta, frame: &mut Frame) -> Decision {
-        // In pieces it cannot be translated: its later fragments have no quote. The kernel gets all of it.
-        if meta.fragment != Fragmentation::Whole {
-            return Decision::Punt;
-        }
-        let Some(quoted) = icmp::quoted(frame.data(), &meta) else { return Decision::Punt };
-        // What the quoted packet's receiver would answer is what we know the flow by.
-        let tuple = quoted.tuple.reversed();
-        let Some(role) = classify::role(&tuple, cx.snapshot) else { return Decision::Punt };
-        match self.elsewhere(cx.origin, role, &tuple) {
-            Some(decision) => decision,
-            None => self.flows.icmp_error(cx, &tuple, &quoted, &meta, frame),
-        }
-    }
-
-    /// Gives fragments that waited in vain to the kernel. Returns how many.
-    fn expire_fragments(
-        &mut self,
-        now: Instant,
-        counters: &mut WorkerCounters,
-        emit: &mut Emit<'_>,
-    ) -> usize {
-        let mut expired = 0;
-        while emit.room() > 0
-            && let Some(held) = self.fragments.take_expired(now)
-        {
-            counters.event(Event::FragmentsUnknown);
-            emit.release(Verdict::Punt, held.frame);
-            expired += 1;
-        }
-        expired
-    }
-}
-
-fn fragment_key(frame: &[u8], packet: &Packet<V4>) -> FragmentKey<V4> {
-    let at = usize::from(packet.meta.l3) + 4;
-    let Tuple { src, dst, protocol } = packet.tuple;
-    let id = u16::from_be_bytes([frame[at], frame[at + 1]]);
-    FragmentKey { src: src.address, dst: dst.address, id: id.into(), protocol: protocol.number() }
 }
 
 /// Publishes counters piece by piece, so that many servers do not make one tick long.
@@ -368,7 +203,7 @@ mod tests {
     use shunt_engine::port::MacAddr;
     use shunt_engine::program::EmitBuffer;
     use shunt_engine::steer::Prefix;
-    use shunt_engine::{PortId, publish};
+    use shunt_engine::{PortId, Verdict, publish};
 
     use super::*;
     use crate::conn::{Conn, ConnFlags, Ticks, Timeouts};
@@ -377,7 +212,8 @@ mod tests {
     use crate::server::{Mode, Server, ServerId};
     use crate::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
     use crate::snapshot::{Builder, PortInfo};
-    use crate::tuple::Endpoint;
+    use crate::tuple::{Endpoint, Protocol, Tuple};
+    use crate::verdict::DropReason;
     use crate::wire::builder::PacketBuilder;
     use crate::wire::tcp::flags;
 
@@ -477,13 +313,13 @@ mod tests {
             let home = *way.last().unwrap();
             let there = (home + 1) % WORKERS;
             let tuple = Tuple { src: CLIENT, dst: VIP, protocol: Protocol::Tcp };
-            let table = &mut self.pipelines[home].stages.flows.table;
+            let table = &mut self.pipelines[home].v4.flows.table;
             let hit = table.lookup(&tuple, table.hash(&tuple)).unwrap();
             let conn = table.remove(hit.id);
             let mut pointer = Conn { client_hop: there as u16, ..conn };
             pointer.flags.set(ConnFlags::MOVED, true);
             table.insert(pointer, Ticks::at(self.now)).unwrap();
-            self.pipelines[there].stages.flows.table.insert(conn, Ticks::at(self.now)).unwrap();
+            self.pipelines[there].v4.flows.table.insert(conn, Ticks::at(self.now)).unwrap();
             (conn, home, there)
         }
     }
@@ -508,7 +344,7 @@ mod tests {
                 assert_eq!(verdict, Verdict::Forward(PortId(0)), "{mode:?} {way:?} {packet:?}");
                 assert_eq!(*way.last().unwrap(), there, "from {home}: {way:?}");
             }
-            assert_eq!(workers.pipelines[there].flows().table().len(), 1);
+            assert_eq!(workers.pipelines[there].flows_v4().table().len(), 1);
             assert_eq!(workers.pool.available(), 8);
         }
     }
@@ -517,7 +353,7 @@ mod tests {
     fn a_moved_flow_that_is_not_there_any_more_does_not_send_packets_in_circles() {
         let mut workers = Workers::new(Mode::Nat);
         let (conn, home, there) = workers.moved();
-        let table = &mut workers.pipelines[there].stages.flows.table;
+        let table = &mut workers.pipelines[there].v4.flows.table;
         let tuple = conn.request();
         let hit = table.lookup(&tuple, table.hash(&tuple)).unwrap();
         table.remove(hit.id);
@@ -539,7 +375,7 @@ mod tests {
         workers.now += Duration::from_secs(1000);
         let mut staged = EmitBuffer::new();
         workers.pipelines[home].tick(workers.now, &mut Emit::new(&mut workers.pool, &mut staged));
-        assert!(workers.pipelines[home].flows().table().is_empty(), "{:?} is gone", conn.request());
+        assert!(workers.pipelines[home].flows_v4().table().is_empty(), "{:?} is gone", conn.request());
         assert_eq!(load(&workers), before);
     }
 }

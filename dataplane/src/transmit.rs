@@ -7,17 +7,17 @@ use crate::conn::Conn;
 use crate::counters::Event;
 use crate::emit::RateLimit;
 use crate::flow::Context;
-use crate::forward::{self, dr, fullnat, nat, split, tun};
+use crate::forward::{self, dr, fullnat, nat, split};
 use crate::icmp::{self, Quoted};
+use crate::ip::Ip;
 use crate::neigh::{HopId, NextHop};
 use crate::server::{Mode, Server};
-use crate::tuple::{Address, V4};
 use crate::verdict::{Decision, DropReason};
 use crate::wire::ethernet::ethertype;
 
-/// How one worker sends, with its share of what is rate-limited.
+/// What one worker originates: its share of what is rate-limited, and of identifications.
 #[derive(Debug, Default)]
-pub struct Transmit {
+pub struct Originated {
     icmp: RateLimit,
     resets: RateLimit,
     /// Identification of the next outer IPv4 header.
@@ -31,257 +31,245 @@ struct Link<'a> {
     destination: shunt_engine::port::MacAddr,
 }
 
-impl Transmit {
-    /// A client's packet, on to the server.
-    #[inline]
-    pub fn request(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        conn: &mut Conn<V4>,
-        server: &Server,
-        meta: &Meta,
-        frame: &mut Frame,
-    ) -> Decision {
-        learn_client(conn, cx, frame);
-        let link = match to_server(cx, server) {
-            Ok(link) => link,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        let overhead = overhead(conn.mode());
-        let fits = match self.check(cx, &link, overhead, meta, frame) {
-            Ok(fits) => fits,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        let later = meta.fragment == Fragmentation::Later;
-        let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
-        match conn.mode() {
-            Mode::Fullnat if later => {
-                fullnat::later(frame.data_mut(), l3, conn.peer.address, conn.server.address)
-            }
-            Mode::Fullnat => {
-                fullnat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.peer, conn.server)
-            }
-            Mode::Nat if later => nat::later_request(frame.data_mut(), l3, conn.server.address),
-            Mode::Nat => nat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.server),
-            Mode::Dr | Mode::Tun => dr::request::<V4>(frame.data_mut(), l3),
+/// A client's packet, on to the server.
+#[inline]
+pub fn request<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &mut Conn<A>,
+    server: &Server,
+    meta: &Meta,
+    frame: &mut Frame,
+) -> Decision {
+    learn_client(conn, cx, frame);
+    let link = match to_server(cx, server) {
+        Ok(link) => link,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let overhead = overhead::<A>(conn.mode());
+    let fits = match check::<A>(cx, &link, overhead, meta, frame) {
+        Ok(fits) => fits,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let later = meta.fragment == Fragmentation::Later;
+    let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+    match conn.mode() {
+        Mode::Fullnat if later => {
+            fullnat::later(frame.data_mut(), l3, conn.peer.address, conn.server.address)
         }
-        let encapsulate = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
-        self.leave(cx, &link, encapsulate, fits, meta, frame)
+        Mode::Fullnat => fullnat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.peer, conn.server),
+        Mode::Nat if later => nat::later_request(frame.data_mut(), l3, conn.server.address),
+        Mode::Nat => nat::request(frame.data_mut(), l3, l4, conn.protocol(), conn.server),
+        Mode::Dr | Mode::Tun => dr::request::<A>(frame.data_mut(), l3),
     }
+    let encapsulate = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
+    leave(cx, &link, encapsulate, fits, meta, frame)
+}
 
-    /// A server's packet, back to the client.
-    #[inline]
-    pub fn reply(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        conn: &mut Conn<V4>,
-        meta: &Meta,
-        frame: &mut Frame,
-    ) -> Decision {
-        let link = match to_client(cx, conn) {
-            Ok(link) => link,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        let fits = match self.check(cx, &link, 0, meta, frame) {
-            Ok(fits) => fits,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        let later = meta.fragment == Fragmentation::Later;
-        let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
-        match conn.mode() {
-            Mode::Fullnat if later => {
-                fullnat::later(frame.data_mut(), l3, conn.vip.address, conn.client.address)
-            }
-            Mode::Fullnat => fullnat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip, conn.client),
-            Mode::Nat if later => nat::later_reply(frame.data_mut(), l3, conn.vip.address),
-            Mode::Nat => nat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip),
-            // No reply tuple is in the table for these modes, so no packet gets here.
-            Mode::Dr | Mode::Tun => return Decision::Punt,
-        }
-        self.leave(cx, &link, None, fits, meta, frame)
+/// A server's packet, back to the client.
+#[inline]
+pub fn reply<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &mut Conn<A>,
+    meta: &Meta,
+    frame: &mut Frame,
+) -> Decision {
+    let link = match to_client(cx, conn) {
+        Ok(link) => link,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let fits = match check::<A>(cx, &link, 0, meta, frame) {
+        Ok(fits) => fits,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let later = meta.fragment == Fragmentation::Later;
+    let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+    match conn.mode() {
+        Mode::Fullnat if later => fullnat::later(frame.data_mut(), l3, conn.vip.address, conn.client.address),
+        Mode::Fullnat => fullnat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip, conn.client),
+        Mode::Nat if later => nat::later_reply(frame.data_mut(), l3, conn.vip.address),
+        Mode::Nat => nat::reply(frame.data_mut(), l3, l4, conn.protocol(), conn.vip),
+        // No reply tuple is in the table for these modes, so no packet gets here.
+        Mode::Dr | Mode::Tun => return Decision::Punt,
     }
+    leave::<A>(cx, &link, None, fits, meta, frame)
+}
 
-    /// Whether the packet may travel on: its TTL lasts, and it fits (or may be cut). Answers with ICMP if not.
-    #[inline]
-    fn check(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        link: &Link<'_>,
-        overhead: u16,
-        meta: &Meta,
-        frame: &Frame,
-    ) -> Result<bool, DropReason> {
-        if meta.ttl <= 1 {
-            self.icmp_back(cx, icmp::Error::TimeExceeded, meta, frame);
-            return Err(DropReason::TtlExceeded);
-        }
-        let room = link.hop.mtu.saturating_sub(overhead);
-        let fits = meta.l3_len() <= room;
-        if !fits && meta.dont_fragment {
-            self.icmp_back(cx, icmp::Error::FragmentationNeeded { mtu: room }, meta, frame);
-            return Err(DropReason::MtuExceeded);
-        }
-        Ok(fits)
+/// Whether the packet may travel on: its TTL lasts, and it fits (or may be cut). Answers with ICMP if not.
+#[inline]
+fn check<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    link: &Link<'_>,
+    overhead: u16,
+    meta: &Meta,
+    frame: &Frame,
+) -> Result<bool, DropReason> {
+    if meta.ttl <= 1 {
+        icmp_back::<A>(cx, icmp::Error::TimeExceeded, meta, frame);
+        return Err(DropReason::TtlExceeded);
     }
+    let room = link.hop.mtu.saturating_sub(overhead);
+    let fits = meta.l3_len() <= room;
+    if !fits && meta.dont_fragment {
+        icmp_back::<A>(cx, icmp::Error::TooBig { mtu: room }, meta, frame);
+        return Err(DropReason::MtuExceeded);
+    }
+    Ok(fits)
+}
 
-    /// Encapsulates, cuts if need be, and gives the packet its new link header.
-    #[inline]
-    fn leave(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        link: &Link<'_>,
-        tunnel: Option<(V4, V4)>,
-        fits: bool,
-        meta: &Meta,
-        frame: &mut Frame,
-    ) -> Decision {
-        if !fits {
-            return self.leave_in_parts(cx, link, tunnel, meta, frame);
-        }
-        match self.dress(link, tunnel, usize::from(meta.l3), frame) {
-            Ok(()) => Decision::Forward(link.hop.port),
-            Err(reason) => Decision::Drop(reason),
-        }
+/// Encapsulates, cuts if need be, and gives the packet its new link header.
+#[inline]
+fn leave<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    link: &Link<'_>,
+    tunnel: Option<(A, A)>,
+    fits: bool,
+    meta: &Meta,
+    frame: &mut Frame,
+) -> Decision {
+    if !fits {
+        return leave_in_parts(cx, link, tunnel, meta, frame);
     }
+    match dress(cx, link, tunnel, usize::from(meta.l3), frame) {
+        Ok(()) => Decision::Forward(link.hop.port),
+        Err(reason) => Decision::Drop(reason),
+    }
+}
 
-    /// Outer header if the packet is to be tunnelled, and the link header instead of the one of `l2_len` bytes.
-    #[inline(always)]
-    fn dress(
-        &mut self,
-        link: &Link<'_>,
-        tunnel: Option<(V4, V4)>,
-        mut l2_len: usize,
-        frame: &mut Frame,
-    ) -> Result<(), DropReason> {
-        if let Some((src, dst)) = tunnel {
-            self.ip_id = self.ip_id.wrapping_add(1);
-            tun::encapsulate(frame, l2_len, src, dst, self.ip_id).map_err(|_| DropReason::NoHeadroom)?;
-            l2_len = 0;
-        }
-        forward::set_link(frame, l2_len, link.hop.source, link.destination, link.hop.vid)
-            .map_err(|_| DropReason::NoHeadroom)
+/// Outer header if the packet is to be tunnelled, and the link header instead of the one of `l2_len` bytes.
+#[inline(always)]
+fn dress<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    link: &Link<'_>,
+    tunnel: Option<(A, A)>,
+    mut l2_len: usize,
+    frame: &mut Frame,
+) -> Result<(), DropReason> {
+    if let Some((src, dst)) = tunnel {
+        cx.shared.originated.ip_id = cx.shared.originated.ip_id.wrapping_add(1);
+        A::encapsulate(frame, l2_len, src, dst, cx.shared.originated.ip_id)
+            .map_err(|_| DropReason::NoHeadroom)?;
+        l2_len = 0;
     }
+    forward::set_link(frame, l2_len, link.hop.source, link.destination, link.hop.vid)
+        .map_err(|_| DropReason::NoHeadroom)
+}
 
-    #[cold]
-    fn leave_in_parts(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        link: &Link<'_>,
-        tunnel: Option<(V4, V4)>,
-        meta: &Meta,
-        frame: &Frame,
-    ) -> Decision {
-        let overhead = if tunnel.is_some() { tun::OVERHEAD } else { 0 };
-        let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
-        let Some(parts) = split::fragments(packet, link.hop.mtu.saturating_sub(overhead)) else {
-            return Decision::Drop(DropReason::MtuExceeded);
-        };
-        // All parts or none: a receiver can do nothing with some.
-        if parts.clone().count() > cx.emit.available() {
-            return Decision::Drop(DropReason::NoBuffer);
-        }
-        for part in parts {
-            let Some(mut out) = cx.emit.alloc() else { return Decision::Drop(DropReason::NoBuffer) };
-            if !part.write(&mut out) || self.dress(link, tunnel, 0, &mut out).is_err() {
-                cx.emit.free(out);
-                return Decision::Drop(DropReason::NoHeadroom);
-            }
-            cx.emit.send(link.hop.port, out);
-            cx.counters.event(Event::FragmentsSent);
-        }
-        cx.counters.event(Event::PacketsFragmented);
-        Decision::Replaced
+#[cold]
+fn leave_in_parts<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    link: &Link<'_>,
+    tunnel: Option<(A, A)>,
+    meta: &Meta,
+    frame: &Frame,
+) -> Decision {
+    let overhead = if tunnel.is_some() { A::TUNNEL_OVERHEAD } else { 0 };
+    let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
+    let Some(parts) = split::fragments(packet, link.hop.mtu.saturating_sub(overhead)) else {
+        return Decision::Drop(DropReason::MtuExceeded);
+    };
+    // All parts or none: a receiver can do nothing with some.
+    if parts.clone().count() > cx.emit.available() {
+        return Decision::Drop(DropReason::NoBuffer);
     }
+    for part in parts {
+        let Some(mut out) = cx.emit.alloc() else { return Decision::Drop(DropReason::NoBuffer) };
+        if !part.write(&mut out) || dress(cx, link, tunnel, 0, &mut out).is_err() {
+            cx.emit.free(out);
+            return Decision::Drop(DropReason::NoHeadroom);
+        }
+        cx.emit.send(link.hop.port, out);
+        cx.counters.event(Event::FragmentsSent);
+    }
+    cx.counters.event(Event::PacketsFragmented);
+    Decision::Replaced
+}
 
-    /// An ICMP error that a client's side sent about a packet from the VIP: on to the server that wrote it.
-    pub fn icmp_to_server(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        conn: &Conn<V4>,
-        server: &Server,
-        quoted: &Quoted,
-        meta: &Meta,
-        frame: &mut Frame,
-    ) -> Decision {
-        let link = match to_server(cx, server) {
-            Ok(link) => link,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        let fits = match check_error(&link, overhead(conn.mode()), meta) {
-            Ok(fits) => fits,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        match conn.mode() {
-            Mode::Fullnat => {
-                let outer = icmp::Outer { src: Some(conn.peer.address), dst: conn.server.address };
-                icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.peer);
-            }
-            Mode::Nat => {
-                let outer = icmp::Outer { src: None, dst: conn.server.address };
-                icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.client);
-            }
-            Mode::Dr | Mode::Tun => dr::request::<V4>(frame.data_mut(), usize::from(meta.l3)),
+/// An ICMP error that a client's side sent about a packet from the VIP: on to the server that wrote it.
+pub fn icmp_to_server<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &Conn<A>,
+    server: &Server,
+    quoted: &Quoted<A>,
+    meta: &Meta,
+    frame: &mut Frame,
+) -> Decision {
+    let link = match to_server(cx, server) {
+        Ok(link) => link,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let fits = match check_error(&link, overhead::<A>(conn.mode()), meta) {
+        Ok(fits) => fits,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    match conn.mode() {
+        Mode::Fullnat => {
+            let outer = icmp::Outer { src: Some(conn.peer.address), dst: conn.server.address };
+            icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.peer);
         }
-        let encapsulate = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
-        self.leave(cx, &link, encapsulate, fits, meta, frame)
+        Mode::Nat => {
+            let outer = icmp::Outer { src: None, dst: conn.server.address };
+            icmp::translate(frame.data_mut(), meta, quoted, outer, conn.server, conn.client);
+        }
+        Mode::Dr | Mode::Tun => dr::request::<A>(frame.data_mut(), usize::from(meta.l3)),
     }
+    let encapsulate = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
+    leave(cx, &link, encapsulate, fits, meta, frame)
+}
 
-    /// An ICMP error that the server's side sent about a client's packet: on to the client.
-    pub fn icmp_to_client(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        conn: &mut Conn<V4>,
-        quoted: &Quoted,
-        meta: &Meta,
-        frame: &mut Frame,
-    ) -> Decision {
-        let link = match to_client(cx, conn) {
-            Ok(link) => link,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        let fits = match check_error(&link, 0, meta) {
-            Ok(fits) => fits,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        // The VIP speaks for everything behind it, as in LVS: inner addresses stay inside.
-        let outer = icmp::Outer { src: Some(conn.vip.address), dst: conn.client.address };
-        icmp::translate(frame.data_mut(), meta, quoted, outer, conn.client, conn.vip);
-        self.leave(cx, &link, None, fits, meta, frame)
-    }
+/// An ICMP error that the server's side sent about a client's packet: on to the client.
+pub fn icmp_to_client<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &mut Conn<A>,
+    quoted: &Quoted<A>,
+    meta: &Meta,
+    frame: &mut Frame,
+) -> Decision {
+    let link = match to_client(cx, conn) {
+        Ok(link) => link,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let fits = match check_error(&link, 0, meta) {
+        Ok(fits) => fits,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    // The VIP speaks for everything behind it, as in LVS: inner addresses stay inside.
+    let outer = icmp::Outer { src: Some(conn.vip.address), dst: conn.client.address };
+    icmp::translate(frame.data_mut(), meta, quoted, outer, conn.client, conn.vip);
+    leave::<A>(cx, &link, None, fits, meta, frame)
+}
 
-    /// Answers a TCP segment with a RST, back the way it came.
-    pub fn reset(&mut self, cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
-        if meta.tcp_flags & crate::wire::tcp::flags::RST != 0 {
-            return;
-        }
-        if !self.resets.allow(cx.now) {
-            cx.counters.event(Event::ResetsSuppressed);
-            return;
-        }
-        let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
-        let sent = send_back(cx, meta, frame, |out| crate::emit::reset(out, packet));
-        cx.counters.event(if sent { Event::ResetsSent } else { Event::ResetsSuppressed });
+/// Answers a TCP segment with a RST, back the way it came.
+pub fn reset<A: Ip>(cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
+    if meta.tcp_flags & crate::wire::tcp::flags::RST != 0 {
+        return;
     }
+    if !cx.shared.originated.resets.allow(cx.now) {
+        cx.counters.event(Event::ResetsSuppressed);
+        return;
+    }
+    let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
+    let sent = send_back(cx, meta, frame, |out| A::reset(out, packet));
+    cx.counters.event(if sent { Event::ResetsSent } else { Event::ResetsSuppressed });
+}
 
-    /// Tells a client that nobody serves it, as LVS does: with an ICMP port unreachable, back the way it came.
-    pub fn unreachable(&mut self, cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
-        self.icmp_back(cx, icmp::Error::PortUnreachable, meta, frame);
-    }
+/// Tells a client that nobody serves it, as LVS does: with an ICMP port unreachable, back the way it came.
+pub fn unreachable<A: Ip>(cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
+    icmp_back::<A>(cx, icmp::Error::PortUnreachable, meta, frame);
+}
 
-    #[cold]
-    fn icmp_back(&mut self, cx: &mut Context<'_, '_>, error: icmp::Error, meta: &Meta, frame: &Frame) {
-        let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
-        if !icmp::may_answer(packet) {
-            return;
-        }
-        if !self.icmp.allow(cx.now) {
-            cx.counters.event(Event::IcmpSuppressed);
-            return;
-        }
-        let source = own_address(cx, packet);
-        let sent = send_back(cx, meta, frame, |out| icmp::error(out, error, source, packet));
-        cx.counters.event(if sent { Event::IcmpSent } else { Event::IcmpSuppressed });
+#[cold]
+fn icmp_back<A: Ip>(cx: &mut Context<'_, '_>, error: icmp::Error, meta: &Meta, frame: &Frame) {
+    let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
+    if !A::may_answer(packet) {
+        return;
     }
+    if !cx.shared.originated.icmp.allow(cx.now) {
+        cx.counters.event(Event::IcmpSuppressed);
+        return;
+    }
+    let source = own_address(cx, packet);
+    let sent = send_back(cx, meta, frame, |out| A::icmp_error(out, error, source, packet));
+    cx.counters.event(if sent { Event::IcmpSent } else { Event::IcmpSuppressed });
 }
 
 /// Whether an ICMP error may travel on, and fits. If not it goes silently, as later when it cannot be cut: nothing
@@ -294,20 +282,18 @@ fn check_error(link: &Link<'_>, overhead: u16, meta: &Meta) -> Result<bool, Drop
 }
 
 /// What `mode` adds to a packet, in bytes.
-const fn overhead(mode: Mode) -> u16 {
+const fn overhead<A: Ip>(mode: Mode) -> u16 {
     match mode {
-        Mode::Tun => tun::OVERHEAD,
+        Mode::Tun => A::TUNNEL_OVERHEAD,
         Mode::Fullnat | Mode::Nat | Mode::Dr => 0,
     }
 }
 
 /// The address we speak from to a packet's sender: our own on the way there, else the one it called.
-fn own_address(cx: &Context<'_, '_>, packet: &[u8]) -> V4 {
-    let word =
-        |at: usize| V4(u32::from_be_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]));
-    let (src, dst) = (word(12), word(16));
+fn own_address<A: Ip>(cx: &Context<'_, '_>, packet: &[u8]) -> A {
+    let (src, dst) = (A::get(packet, A::SOURCE), A::get(packet, A::SOURCE + A::LEN));
     let hop = cx.snapshot.route(src.to_ip()).and_then(|id| cx.snapshot.hop(id));
-    hop.and_then(|hop| hop.address).and_then(V4::from_ip).unwrap_or(dst)
+    hop.and_then(|hop| hop.address).and_then(A::from_ip).unwrap_or(dst)
 }
 
 /// Emits a packet that `write` makes to the station `frame` came from, by the port it came in by. Returns false when
@@ -339,7 +325,7 @@ fn send_back(
 /// Keeps the way back to the client: its next hop while the routes stay, and the station its packets come from if that
 /// is on the client's own network. On another it is a router, whose link address means nothing on the client's.
 #[inline]
-fn learn_client(conn: &mut Conn<V4>, cx: &Context<'_, '_>, frame: &Frame) {
+fn learn_client<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>, frame: &Frame) {
     refresh_route(conn, cx);
     if let Some(hop) = cx.snapshot.hop(HopId(conn.client_hop))
         && hop.attached
@@ -357,11 +343,11 @@ fn learn_client(conn: &mut Conn<V4>, cx: &Context<'_, '_>, frame: &Frame) {
 }
 
 #[inline]
-fn refresh_route(conn: &mut Conn<V4>, cx: &Context<'_, '_>) {
+fn refresh_route<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
     let generation = cx.snapshot.routes_generation() as u16;
-    if conn.routes != generation || conn.client_hop == Conn::<V4>::NO_HOP {
+    if conn.routes != generation || conn.client_hop == Conn::<A>::NO_HOP {
         let hop = cx.snapshot.route(conn.client.address.to_ip());
-        conn.client_hop = hop.map_or(Conn::<V4>::NO_HOP, |HopId(id)| id);
+        conn.client_hop = hop.map_or(Conn::<A>::NO_HOP, |HopId(id)| id);
         conn.routes = generation;
     }
 }
@@ -374,7 +360,7 @@ fn to_server<'a>(cx: &Context<'a, '_>, server: &Server) -> Result<Link<'a>, Drop
 }
 
 #[inline]
-fn to_client<'a>(cx: &Context<'a, '_>, conn: &mut Conn<V4>) -> Result<Link<'a>, DropReason> {
+fn to_client<'a, A: Ip>(cx: &Context<'a, '_>, conn: &mut Conn<A>) -> Result<Link<'a>, DropReason> {
     refresh_route(conn, cx);
     let hop = cx.snapshot.hop(HopId(conn.client_hop)).ok_or(DropReason::NoRoute)?;
     let learnt = shunt_engine::port::MacAddr(conn.client_mac);
@@ -385,7 +371,7 @@ fn to_client<'a>(cx: &Context<'a, '_>, conn: &mut Conn<V4>) -> Result<Link<'a>, 
 
 /// Outer source and destination: our address towards the server (the VIP where we have none), and the server.
 #[inline]
-fn tunnel_ends(link: &Link<'_>, conn: &Conn<V4>) -> (V4, V4) {
-    let own = link.hop.address.and_then(V4::from_ip).unwrap_or(conn.vip.address);
+fn tunnel_ends<A: Ip>(link: &Link<'_>, conn: &Conn<A>) -> (A, A) {
+    let own = link.hop.address.and_then(A::from_ip).unwrap_or(conn.vip.address);
     (own, conn.server.address)
 }

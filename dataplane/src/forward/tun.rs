@@ -1,14 +1,12 @@
-//! `mode = "tun"`: the packet goes to the server inside another one (IP in IP, RFC 2003), over any number of hops. The
+//! `mode = "tun"`: the packet goes to the server inside another one (IP in IP, RFC 2003; IPv6 in IPv6, RFC 2473), over any number of hops. The
 //! server has the VIP on its tunnel device and answers the client directly.
 
 use shunt_engine::Frame;
 
 use super::NoHeadroom;
-use crate::tuple::V4;
-use crate::wire::ipip;
-use crate::wire::ipv4::{HEADER_LEN, Packet};
-
-pub use crate::wire::ipip::OVERHEAD;
+use crate::tuple::{V4, V6};
+use crate::wire::ipv4::Packet;
+use crate::wire::{ipip, ipv6};
 
 /// Puts an IPv4 header from `src` to `dst` in front of the IPv4 packet behind `l2_len` bytes of link header, which go;
 /// so does Ethernet padding behind the packet. TTL (already decremented), TOS and "don't fragment" are the inner
@@ -20,16 +18,51 @@ pub use crate::wire::ipip::OVERHEAD;
 pub fn encapsulate(frame: &mut Frame, l2_len: usize, src: V4, dst: V4, id: u16) -> Result<(), NoHeadroom> {
     let inner = frame.data().get(l2_len..).ok_or(NoHeadroom)?;
     let inner = Packet::new_checked(inner).map_err(|_| NoHeadroom)?;
-    let end = l2_len + usize::from(inner.total_len());
+    let len = usize::from(inner.total_len());
     let outer = ipip::outer(&inner, src, dst, id).emit();
-    if frame.headroom() + l2_len < HEADER_LEN || !frame.set_len(end) {
+    put_in_front(frame, l2_len, len, &outer)
+}
+
+/// Puts an IPv6 header from `src` to `dst` in front of the IPv6 packet behind `l2_len` bytes of link header, as
+/// [`encapsulate`] does for IPv4 (RFC 2473 §3.1). Hop limit (already decremented), traffic class and flow label are the
+/// inner packet's, so that routers that balance by the label keep a flow together. There is no option that limits
+/// further encapsulation.
+///
+/// # Errors
+/// [`NoHeadroom`], also for bytes that are no IPv6 packet; the frame is then unchanged.
+#[inline]
+pub fn encapsulate_v6(frame: &mut Frame, l2_len: usize, src: V6, dst: V6) -> Result<(), NoHeadroom> {
+    let inner = frame.data().get(l2_len..).ok_or(NoHeadroom)?;
+    let inner = ipv6::Packet::new_checked(inner).map_err(|_| NoHeadroom)?;
+    let len = ipv6::HEADER_LEN + inner.payload().len();
+    let outer = ipv6::Repr {
+        traffic_class: inner.traffic_class(),
+        flow_label: inner.flow_label(),
+        payload_len: u16::try_from(len).map_err(|_| NoHeadroom)?,
+        next_header: ipv6::protocol::IPV6,
+        hop_limit: inner.hop_limit(),
+        src,
+        dst,
+    };
+    put_in_front(frame, l2_len, len, &outer.emit())
+}
+
+/// Replaces the link header in front of a packet of `len` bytes by `outer`, and cuts what follows the packet.
+#[inline]
+fn put_in_front<const N: usize>(
+    frame: &mut Frame,
+    l2_len: usize,
+    len: usize,
+    outer: &[u8; N],
+) -> Result<(), NoHeadroom> {
+    if frame.headroom() + l2_len < N || !frame.set_len(l2_len + len) {
         return Err(NoHeadroom);
     }
     frame.pull_front(l2_len);
-    if !frame.push_front(HEADER_LEN) {
+    if !frame.push_front(N) {
         return Err(NoHeadroom);
     }
-    frame.data_mut()[..HEADER_LEN].copy_from_slice(&outer);
+    frame.data_mut()[..N].copy_from_slice(outer);
     Ok(())
 }
 

@@ -141,6 +141,55 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
     }
 }
 
+/// A header that we write ourselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repr {
+    /// Traffic class.
+    pub traffic_class: u8,
+    /// Flow label, 20 bits.
+    pub flow_label: u32,
+    /// Bytes behind the header.
+    pub payload_len: u16,
+    /// Number of the protocol or extension that follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub src: V6,
+    /// Destination address.
+    pub dst: V6,
+}
+
+impl Repr {
+    /// The header's bytes.
+    #[inline]
+    pub fn emit(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        let mut packet = Packet { bytes: &mut bytes };
+        packet.set_class_and_label(self.traffic_class, self.flow_label);
+        packet.set_payload_len(self.payload_len);
+        packet.set_next_header(self.next_header);
+        packet.set_hop_limit(self.hop_limit);
+        packet.set_src(self.src);
+        packet.set_dst(self.dst);
+        bytes
+    }
+}
+
+/// Source and destination address of a packet that begins with a whole header.
+#[inline]
+pub fn addresses(packet: &[u8]) -> (V6, V6) {
+    (V6::get(packet, 8), V6::get(packet, 24))
+}
+
+/// Protocol numbers that only IPv6 uses.
+pub mod protocol {
+    /// IPv6 in IP, RFC 2473.
+    pub const IPV6: u8 = 41;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +227,20 @@ mod tests {
         packet.set_src(SRC);
         packet.set_dst(DST);
         assert_eq!(written, bytes());
+    }
+
+    #[test]
+    fn a_header_is_written_as_its_fields_say() {
+        let header = Repr {
+            traffic_class: 0x2e,
+            flow_label: 0x12345,
+            payload_len: 2,
+            next_header: 17,
+            hop_limit: 64,
+            src: SRC,
+            dst: DST,
+        };
+        assert_eq!(header.emit(), bytes()[..40]);
     }
 
     #[test]

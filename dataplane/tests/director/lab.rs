@@ -349,7 +349,7 @@ impl Lab {
     pub(crate) fn connections(&self) -> Vec<(usize, Conn<V4>)> {
         let mut found = Vec::new();
         for (worker, pipeline) in self.pipelines.iter().enumerate() {
-            pipeline.flows().table().scan(0, u32::MAX, |_, conn| found.push((worker, *conn)));
+            pipeline.flows_v4().table().scan(0, u32::MAX, |_, conn| found.push((worker, *conn)));
         }
         found
     }

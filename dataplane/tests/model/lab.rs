@@ -200,7 +200,7 @@ impl Lab {
     pub(crate) fn connections(&self) -> Vec<(usize, Conn<V4>)> {
         let mut connections = Vec::new();
         for (worker, pipeline) in self.pipelines.iter().enumerate() {
-            let table = pipeline.flows().table();
+            let table = pipeline.flows_v4().table();
             let before = connections.len();
             assert_eq!(table.scan(0, u32::MAX, |_, conn| connections.push((worker, *conn))), None);
             assert_eq!(connections.len() - before, table.len());

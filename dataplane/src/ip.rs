@@ -1,0 +1,151 @@
+//! What differs between IPv4 and IPv6 on a packet's way, beyond where things are in the headers.
+//!
+//! Everything that handles flows is written once, over [`Ip`]; each worker has one instance per version.
+
+use shunt_engine::Frame;
+
+use crate::classify::{FragmentKey, Meta};
+use crate::forward::{NoHeadroom, tun};
+use crate::icmp::{self, Quoted};
+use crate::tuple::{Protocol, V4, V6};
+use crate::wire::extension::{self, walk};
+use crate::wire::{Family, ipip, ipv6};
+use crate::{emit, wire};
+
+/// An IP version, named by its address.
+pub trait Ip: Family {
+    /// Bytes that a tunnel adds to a packet.
+    const TUNNEL_OVERHEAD: u16;
+    /// Whether the checksum of an ICMP message covers the addresses of the packet it is in.
+    const ICMP_COVERS_ADDRESSES: bool;
+
+    /// Whether the address can be that of a single host.
+    fn is_host(self) -> bool;
+
+    /// What names the packet of which `packet`, with its IP header, is a fragment.
+    fn fragment_key(packet: &[u8]) -> Option<FragmentKey<Self>>;
+
+    /// Whether a fragment of the packet `key` may be one of TCP or UDP.
+    fn may_be_balanced(key: &FragmentKey<Self>) -> bool;
+
+    /// Puts the packet behind `l2_len` bytes of link header, which go, into another from `src` to `dst`. `id` is the
+    /// identification of the outer header, if the version has one.
+    ///
+    /// # Errors
+    /// [`NoHeadroom`], also for bytes that are no packet; the frame is then unchanged.
+    fn encapsulate(frame: &mut Frame, l2_len: usize, src: Self, dst: Self, id: u16)
+    -> Result<(), NoHeadroom>;
+
+    /// Writes the RST that answers the TCP segment in `packet`; see [`emit`].
+    #[must_use]
+    fn reset(out: &mut Frame, packet: &[u8]) -> bool;
+
+    /// Whether an ICMP error may be sent about `packet`.
+    fn may_answer(packet: &[u8]) -> bool;
+
+    /// Writes an ICMP error from `source` about `packet`; see [`icmp`].
+    #[must_use]
+    fn icmp_error(out: &mut Frame, error: icmp::Error, source: Self, packet: &[u8]) -> bool;
+
+    /// Reads the packet that the ICMP error in `frame` is about; see [`icmp`].
+    fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<Self>>;
+}
+
+impl Ip for V4 {
+    const TUNNEL_OVERHEAD: u16 = ipip::OVERHEAD;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+
+    fn is_host(self) -> bool {
+        emit::is_host(self)
+    }
+
+    fn fragment_key(packet: &[u8]) -> Option<FragmentKey<Self>> {
+        let header = wire::ipv4::Packet::new_header(packet).ok()?;
+        let (src, dst) = (header.src(), header.dst());
+        Some(FragmentKey { src, dst, id: header.id().into(), protocol: header.protocol() })
+    }
+
+    fn may_be_balanced(key: &FragmentKey<Self>) -> bool {
+        Protocol::from_number(key.protocol).is_some()
+    }
+
+    #[inline]
+    fn encapsulate(
+        frame: &mut Frame,
+        l2_len: usize,
+        src: Self,
+        dst: Self,
+        id: u16,
+    ) -> Result<(), NoHeadroom> {
+        tun::encapsulate(frame, l2_len, src, dst, id)
+    }
+
+    fn reset(out: &mut Frame, packet: &[u8]) -> bool {
+        emit::reset(out, packet)
+    }
+
+    fn may_answer(packet: &[u8]) -> bool {
+        icmp::v4::may_answer(packet)
+    }
+
+    fn icmp_error(out: &mut Frame, error: icmp::Error, source: Self, packet: &[u8]) -> bool {
+        icmp::v4::error(out, error, source, packet)
+    }
+
+    fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<Self>> {
+        icmp::v4::quoted(frame, meta)
+    }
+}
+
+impl Ip for V6 {
+    const TUNNEL_OVERHEAD: u16 = ipv6::HEADER_LEN as u16;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+
+    fn is_host(self) -> bool {
+        emit::is_host_v6(self)
+    }
+
+    /// The fragments of one packet may disagree about what follows their fragment headers (RFC 8200 §4.5), so that is
+    /// not part of the name: `protocol` is 0 where an extension header, TCP or UDP may follow.
+    fn fragment_key(packet: &[u8]) -> Option<FragmentKey<Self>> {
+        let fragment = walk(packet).ok()?.fragment?;
+        let protocol = match fragment.next_header {
+            6 | 17 => 0,
+            number if extension::is_extension(number) => 0,
+            number => number,
+        };
+        let (src, dst) = ipv6::addresses(packet);
+        Some(FragmentKey { src, dst, id: fragment.id, protocol })
+    }
+
+    fn may_be_balanced(key: &FragmentKey<Self>) -> bool {
+        key.protocol == 0
+    }
+
+    #[inline]
+    fn encapsulate(
+        frame: &mut Frame,
+        l2_len: usize,
+        src: Self,
+        dst: Self,
+        _id: u16,
+    ) -> Result<(), NoHeadroom> {
+        tun::encapsulate_v6(frame, l2_len, src, dst)
+    }
+
+    fn reset(out: &mut Frame, packet: &[u8]) -> bool {
+        emit::reset_v6(out, packet)
+    }
+
+    fn may_answer(packet: &[u8]) -> bool {
+        icmp::v6::may_answer(packet)
+    }
+
+    fn icmp_error(out: &mut Frame, error: icmp::Error, source: Self, packet: &[u8]) -> bool {
+        icmp::v6::error(out, error, source, packet)
+    }
+
+    fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<Self>> {
+        icmp::v6::quoted(frame, meta)
+    }
+}

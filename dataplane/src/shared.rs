@@ -1,0 +1,82 @@
+//! What one worker keeps for the flows of both IP versions: schedulers' state, what it originates at a limited rate, and
+//! the other workers' loads.
+
+use shunt_engine::counters::Published;
+use shunt_engine::{Duration, Instant, WorkerId};
+
+use crate::classify::{FragmentKey, Role};
+use crate::counters::{self, ServerField};
+use crate::home::Home;
+use crate::pipeline::Config;
+use crate::scheduler::{Load, SchedulerState};
+use crate::snapshot::Snapshot;
+use crate::transmit::Originated;
+use crate::tuple::{Address, Tuple};
+
+/// One worker's state that does not belong to one IP version.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) worker: WorkerId,
+    home: Home,
+    pub(crate) schedulers: SchedulerState,
+    pub(crate) originated: Originated,
+    peers: Vec<Published>,
+    next_loads: Instant,
+    /// The server slot whose load elsewhere is looked up next.
+    loads_cursor: usize,
+}
+
+impl Shared {
+    /// How often the other workers' loads are looked at, and how many servers at a time.
+    const LOADS_INTERVAL: Duration = Duration::from_millis(4);
+    const LOADS_BUDGET: usize = 256;
+
+    pub(crate) fn new(config: Config) -> Self {
+        let (services, servers) = (config.max_services as usize, config.max_servers as usize);
+        Self {
+            worker: config.worker,
+            home: Home::new(config.workers, config.secret),
+            schedulers: SchedulerState::new(services, servers, config.seed()),
+            originated: Originated::default(),
+            peers: Vec::new(),
+            next_loads: Instant::ZERO,
+            loads_cursor: 0,
+        }
+    }
+
+    pub(crate) fn set_peers(&mut self, peers: Vec<Published>) {
+        self.peers = peers;
+    }
+
+    /// The worker a flow lives on, by the packet's headers alone.
+    #[inline]
+    pub(crate) fn home_of<A: Address>(&self, role: Role, tuple: &Tuple<A>) -> WorkerId {
+        match role {
+            Role::Request(_) => self.home.of_client(tuple.src, tuple.protocol),
+            Role::LocalReply => self.home.of_local_port(tuple.dst.port),
+            Role::ServerReply => self.home.of_client(tuple.dst, tuple.protocol),
+        }
+    }
+
+    /// The worker on which the fragments of a packet meet.
+    pub(crate) fn fragment_home<A: Address>(&self, key: &FragmentKey<A>) -> WorkerId {
+        self.home.of_fragment(key.src, key.dst, key.id, key.protocol)
+    }
+
+    /// Now and then tells the schedulers what the other workers' connections weigh, for a bounded number of servers.
+    pub(crate) fn tick(&mut self, now: Instant, snapshot: &Snapshot) {
+        if self.peers.is_empty() || now < self.next_loads {
+            return;
+        }
+        self.next_loads = now + Self::LOADS_INTERVAL;
+        let slots = snapshot.server_slots();
+        for _ in 0..slots.min(Self::LOADS_BUDGET) {
+            self.loads_cursor = if self.loads_cursor + 1 < slots { self.loads_cursor + 1 } else { 0 };
+            let Some(server) = snapshot.server_in(self.loads_cursor) else { continue };
+            let sum =
+                |field| self.peers.iter().map(|peer| peer.get(counters::server(server.id.slot, field))).sum();
+            let (active, inactive): (u64, u64) = (sum(ServerField::Active), sum(ServerField::Inactive));
+            self.schedulers.set_others(server.id, Load { active: active as u32, inactive: inactive as u32 });
+        }
+    }
+}
