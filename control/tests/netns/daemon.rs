@@ -20,6 +20,43 @@ pub(crate) enum Driver {
     AfPacket,
 }
 
+impl Driver {
+    /// As `status` names a port of it.
+    pub(crate) const fn kind(self) -> &'static str {
+        match self {
+            Self::Native => "af_xdp native",
+            Self::Generic => "af_xdp generic",
+            Self::AfPacket => "af_packet",
+        }
+    }
+}
+
+/// Makes the tests of a story that holds over every driver: `over_every_driver!(story)` runs `fn story(driver: Driver)`
+/// as `story::over_af_xdp_native` and so on.
+macro_rules! over_every_driver {
+    ($story:ident) => {
+        mod $story {
+            use crate::daemon::Driver;
+
+            #[test]
+            fn over_af_xdp_native() {
+                super::$story(Driver::Native);
+            }
+
+            #[test]
+            fn over_af_xdp_generic() {
+                super::$story(Driver::Generic);
+            }
+
+            #[test]
+            fn over_af_packet() {
+                super::$story(Driver::AfPacket);
+            }
+        }
+    };
+}
+pub(crate) use over_every_driver;
+
 /// What a story changes in the lab's configuration.
 #[derive(Clone)]
 pub(crate) struct Config {

@@ -4,25 +4,12 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::daemon::{Config, Daemon, Driver};
+use crate::daemon::{Config, Daemon, Driver, over_every_driver};
 use crate::lab::{Lab, PLAIN};
 
-#[test]
-fn the_directors_own_service_is_reachable_over_af_xdp_native() {
-    is_reachable(Driver::Native);
-}
+over_every_driver!(the_directors_own_service_is_reachable);
 
-#[test]
-fn the_directors_own_service_is_reachable_over_af_xdp_generic() {
-    is_reachable(Driver::Generic);
-}
-
-#[test]
-fn the_directors_own_service_is_reachable_over_af_packet() {
-    is_reachable(Driver::AfPacket);
-}
-
-fn is_reachable(driver: Driver) {
+fn the_directors_own_service_is_reachable(driver: Driver) {
     let mut lab = Lab::new("director-service", PLAIN);
     let mut server = lab.command("director", "/usr/bin/python3");
     server.args(["-m", "http.server", "7000", "--directory"]).arg(lab.folder());

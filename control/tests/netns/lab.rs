@@ -1,27 +1,44 @@
 //! The network of a story. The topology itself is in `scripts/lab`, whose head has the picture and the addresses.
+//!
+//! Every edge is recorded from the moment a lab stands, and nothing in a story asks for that. When the lab is dropped
+//! the recordings end and tshark judges each of them: a frame with a wrong IP, TCP, UDP or ICMP checksum fails the
+//! story, and so does a director that has sent nothing. A story that downloads 50 MiB says [`BULK`]. A story that counts
+//! frames calls [`Lab::judge`] when all has happened and [`Lab::seen`] after it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::capture::{Capture, Judged};
+use crate::capture::{Capture, Findings, Judged};
 use crate::daemon::Daemon;
 
 /// The modes, with the VIP the lab's servers expect for each.
 pub(crate) const MODES: [(&str, &str); 4] =
     [("fullnat", "203.0.113.10"), ("nat", "203.0.113.20"), ("dr", "203.0.113.30"), ("tun", "203.0.113.40")];
 
-/// Every place where a frame may be looked at: (namespace, interface). On the director's own interfaces tcpdump does
-/// not see what AF_XDP takes and sends; the other ends of its two cables do.
-pub(crate) const EDGES: [(&str, &str); 6] = [
+/// A place where a frame may be looked at: (namespace, interface).
+pub(crate) type Edge = (&'static str, &'static str);
+
+/// On the director's own interfaces tcpdump does not see what AF_XDP takes and sends; the other ends of its two cables
+/// do: the first and the third.
+const EDGES: [Edge; 12] = [
     ("client", "front"),
     ("client", "back"),
     ("switch", "director"),
     ("rs1", "eth0"),
     ("rs2", "eth0"),
     ("rs3", "eth0"),
+    ("rs4", "eth0"),
+    ("rs5", "eth0"),
+    ("rs6", "eth0"),
+    ("rs7", "eth0"),
+    ("rs8", "eth0"),
+    ("rs9", "eth0"),
 ];
+
+/// The edges that see all the director sends.
+pub(crate) const BESIDE_DIRECTOR: [Edge; 2] = [EDGES[0], EDGES[2]];
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
 
@@ -32,22 +49,28 @@ pub(crate) struct Cables {
     pub(crate) queues: u32,
     /// The peers' transmit offloads: with them, frames arrive with partial checksums.
     pub(crate) offload: bool,
+    /// Whether the story moves 50 MiB and more: of large frames a sample is recorded.
+    pub(crate) bulk: bool,
 }
 
 /// Three servers, one queue, every frame complete on every edge.
-pub(crate) const PLAIN: Cables = Cables { servers: 3, queues: 1, offload: false };
+pub(crate) const PLAIN: Cables = Cables { servers: 3, queues: 1, offload: false, bulk: false };
+
+/// The same for a story that downloads 50 MiB.
+pub(crate) const BULK: Cables = Cables { bulk: true, ..PLAIN };
 
 /// A lab that stands until it is dropped.
 pub(crate) struct Lab {
     prefix: String,
     /// Captures, configuration and log. Outlives the story only if that failed.
     folder: PathBuf,
-    pub(crate) captures: Vec<Capture>,
+    judged: Judged,
+    captures: Vec<Capture>,
     pub(crate) daemon: Option<Daemon>,
 }
 
 impl Lab {
-    /// Builds a lab under a name of its own.
+    /// Builds a lab under a name of its own and records every edge from then on.
     pub(crate) fn new(story: &str, cables: Cables) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         assert!(rustix::process::geteuid().is_root(), "stories make network namespaces and need root");
@@ -59,7 +82,8 @@ impl Lab {
         let folder =
             std::env::temp_dir().join(format!("shunt-stories/{story}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let lab = Self { prefix, folder, captures: Vec::new(), daemon: None };
+        let judged = if cables.offload { Judged::FromDirector } else { Judged::Every };
+        let mut lab = Self { prefix, folder, judged, captures: Vec::new(), daemon: None };
         let offload = if cables.offload { "on" } else { "off" };
         let mut up = Command::new(SCRIPT);
         up.args(["up", &lab.prefix, "--offload", offload]);
@@ -69,6 +93,10 @@ impl Lab {
                 .arg("--servers")
                 .arg(cables.servers.to_string()),
         );
+        lab.captures = EDGES[..3 + cables.servers as usize]
+            .iter()
+            .map(|edge| Capture::start(&lab, *edge, cables.bulk))
+            .collect();
         lab
     }
 
@@ -84,6 +112,7 @@ impl Lab {
 
     /// `program` in a namespace, to be run or spawned. It is killed after a minute.
     pub(crate) fn command(&self, name: &str, program: &str) -> Command {
+        assert!(self.recording(), "{program} after the judgement: nobody would look at it");
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace(name), "timeout", "-k", "1", "60", program]);
         command.stdin(Stdio::null());
@@ -130,27 +159,48 @@ impl Lab {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// Records an edge from now on.
-    pub(crate) fn capture(&mut self, name: &str, interface: &str) {
-        let capture = Capture::start(self, name, interface);
-        self.captures.push(capture);
+    /// Ends the recordings and has tshark judge them. The story fails if a frame has a wrong checksum, if there is no
+    /// frame from the director to judge, or if frames came too fast to be recorded. Nothing may happen in the lab
+    /// after this, because nobody would look at it. A story that does not call it is judged when its lab is dropped.
+    pub(crate) fn judge(&mut self) {
+        self.end_recordings();
+        let objections = self.objections();
+        assert!(objections.is_empty(), "{}", objections.join("\n"));
     }
 
-    /// Records every edge from now on.
-    pub(crate) fn capture_everywhere(&mut self) {
-        for (name, interface) in EDGES {
-            self.capture(name, interface);
-        }
+    /// The recording of an edge, to be read after [`Lab::judge`].
+    pub(crate) fn capture(&self, edge: Edge) -> &Capture {
+        let capture = self.captures.iter().find(|capture| capture.edge() == edge);
+        capture.unwrap_or_else(|| panic!("{edge:?} is no edge"))
     }
 
-    /// Ends all captures and lets tshark judge their checksums.
-    pub(crate) fn judge(&mut self, judged: Judged) {
+    /// How many recorded frames of an edge match tshark's display filter. To be asked after [`Lab::judge`].
+    pub(crate) fn seen(&self, edge: Edge, filter: &str) -> usize {
+        self.capture(edge).count(filter)
+    }
+
+    /// The same of every edge: the client's two, the director's on the back network, and those of the servers.
+    pub(crate) fn seen_everywhere(&self, filter: &str) -> Vec<usize> {
+        self.captures.iter().map(|capture| capture.count(filter)).collect()
+    }
+
+    fn recording(&self) -> bool {
+        self.captures.iter().any(Capture::is_running)
+    }
+
+    fn end_recordings(&mut self) {
         for capture in &mut self.captures {
             capture.stop();
         }
-        for capture in &self.captures {
-            capture.has_no_wrong_checksum(judged);
+    }
+
+    fn objections(&self) -> Vec<String> {
+        let findings: Vec<_> = self.captures.iter().map(|capture| capture.findings(self.judged)).collect();
+        let mut objections: Vec<_> = findings.iter().flat_map(Findings::objections).collect();
+        if findings.iter().all(|findings| findings.verified_from_director == 0) {
+            objections.push("no frame from the director to judge".to_owned());
         }
+        objections
     }
 
     /// The running daemon.
@@ -161,16 +211,18 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        let unjudged = self.recording();
+        self.end_recordings();
         drop(self.daemon.take());
-        for capture in &mut self.captures {
-            capture.stop();
-        }
         let _ = Command::new(SCRIPT).args(["down", &self.prefix]).status();
-        if std::thread::panicking() {
+        let failed = std::thread::panicking();
+        let objections = if unjudged && !failed { self.objections() } else { Vec::new() };
+        if failed || !objections.is_empty() {
             eprintln!("the story failed; its captures, configuration and log: {}", self.folder.display());
         } else {
             let _ = std::fs::remove_dir_all(&self.folder);
         }
+        assert!(objections.is_empty(), "{}", objections.join("\n"));
     }
 }
 

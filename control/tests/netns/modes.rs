@@ -1,28 +1,13 @@
 //! Each mode serves HTTP and UDP over each driver, and no frame on any edge has a wrong checksum.
 
-use crate::capture::Judged;
-use crate::daemon::{Config, Daemon, Driver};
+use crate::daemon::{Config, Daemon, Driver, over_every_driver};
 use crate::lab::{Lab, MODES, PLAIN};
 
-#[test]
-fn each_mode_serves_over_af_xdp_native() {
-    serves(Driver::Native);
-}
+over_every_driver!(each_mode_serves);
 
-#[test]
-fn each_mode_serves_over_af_xdp_generic() {
-    serves(Driver::Generic);
-}
-
-#[test]
-fn each_mode_serves_over_af_packet() {
-    serves(Driver::AfPacket);
-}
-
-fn serves(driver: Driver) {
+fn each_mode_serves(driver: Driver) {
     let mut lab = Lab::new("modes", PLAIN);
     Daemon::start(&mut lab, &Config::new(driver));
-    lab.capture_everywhere();
     let sum = lab.sum_of_file("64k");
     for (mode, vip) in MODES {
         assert_eq!(lab.shares(&format!("http://{vip}/"), 30), [10; 3], "{mode}: every server a third");
@@ -38,16 +23,11 @@ fn serves(driver: Driver) {
     for vip in ["203.0.113.10", "203.0.113.20"] {
         assert_eq!(lab.shares(&format!("http://{vip}:8000/"), 6), [2; 3], "port 8000 is mapped to 8080");
     }
-    let kind = match driver {
-        Driver::Native => "af_xdp native",
-        Driver::Generic => "af_xdp generic",
-        Driver::AfPacket => "af_packet",
-    };
     for port in lab.shunt().status()["ports"].as_array().unwrap() {
-        assert_eq!(port["kind"], kind);
+        assert_eq!(port["kind"], driver.kind());
     }
-    lab.judge(Judged::Every);
-    let seen = |filter: &str| lab.captures.iter().map(|capture| capture.count(filter)).collect::<Vec<_>>();
+    lab.judge();
+    let seen = |filter: &str| lab.seen_everywhere(filter);
     // DR and TUN servers answer past the director, over the client's own leg on the back network.
     let answers = seen("ip.src in {203.0.113.30, 203.0.113.40} && tcp");
     assert!(answers[0] == 0 && answers[1] > 0 && answers[2] == 0, "DR and TUN answers by edge: {answers:?}");

@@ -3,11 +3,11 @@
 use std::process::Stdio;
 
 use crate::daemon::{Config, Daemon, Driver};
-use crate::lab::{Lab, MODES, PLAIN};
+use crate::lab::{BULK, Lab, MODES, PLAIN};
 
 #[test]
 fn a_server_removed_by_reload_leaves_downloads_from_the_others_alone() {
-    let mut lab = Lab::new("reload", PLAIN);
+    let mut lab = Lab::new("reload", BULK);
     let config = Config::new(Driver::Native);
     Daemon::start(&mut lab, &Config { servers: vec![11], ..config.clone() });
     let sum = lab.sum_of_file("50m");

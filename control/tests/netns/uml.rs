@@ -1,7 +1,6 @@
 //! A TUN server with a kernel of its own: user-mode Linux decapsulates with the kernel's `ipip`, which the lab's
 //! other servers do by a TUN device.
 
-use crate::capture::Judged;
 use crate::daemon::{Config, Daemon, Driver};
 use crate::guest::Guest;
 use crate::lab::{Lab, MODES, PLAIN};
@@ -37,21 +36,19 @@ fn a_server_with_the_kernels_own_ipip_takes_tun_traffic() {
     let mut lab = Lab::new("uml", PLAIN);
     let guest = Guest::boot(&lab, SERVER);
     Daemon::start(&mut lab, &Config { more: SERVICE.to_owned(), ..Config::new(Driver::Native) });
-    lab.capture("client", "back");
-    lab.capture("switch", "director");
     for _ in 0..20 {
         assert_eq!(lab.get("http://203.0.113.41/"), "uml");
     }
     for (mode, vip) in MODES {
         assert_eq!(lab.shares(&format!("http://{vip}/"), 3), [1; 3], "{mode}: next to it");
     }
-    lab.judge(Judged::FromDirector);
-    let seen = |filter: &str| lab.captures.iter().map(|capture| capture.count(filter)).collect::<Vec<_>>();
-    let answers = seen("ip.src == 203.0.113.41");
-    assert!(
-        answers[0] >= 20 * 4 && seen("eth.dst == 02:00:0a:02:00:02 && ip.src == 203.0.113.41")[1] == 0,
-        "the guest answers the client past the director: {answers:?}"
-    );
-    assert!(seen("ip.proto == 4 && ip.dst == 10.2.0.14")[1] >= 20 * 4, "the director encapsulates");
+    lab.judge();
+    let answers = lab.seen(("client", "back"), "ip.src == 203.0.113.41");
+    let back_to_director =
+        lab.seen(("switch", "director"), "eth.dst == 02:00:0a:02:00:02 && ip.src == 203.0.113.41");
+    assert!(answers >= 20 * 4, "the guest answers the client past the director: {answers}");
+    assert_eq!(back_to_director, 0, "the guest answers the client past the director");
+    let encapsulated = lab.seen(("switch", "director"), "ip.proto == 4 && ip.dst == 10.2.0.14");
+    assert!(encapsulated >= 20 * 4, "the director encapsulates: {encapsulated}");
     drop(guest);
 }
