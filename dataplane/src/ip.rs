@@ -14,6 +14,8 @@ use crate::{emit, wire};
 
 /// An IP version, named by its address.
 pub trait Ip: Family {
+    /// Bytes of a packet that every link carries whole, and the least that a sender can be asked to keep to.
+    const MTU_MIN: u16;
     /// Bytes that a tunnel adds to a packet.
     const TUNNEL_OVERHEAD: u16;
     /// Whether the checksum of an ICMP message covers the addresses of the packet it is in.
@@ -52,6 +54,7 @@ pub trait Ip: Family {
 }
 
 impl Ip for V4 {
+    const MTU_MIN: u16 = 68;
     const TUNNEL_OVERHEAD: u16 = ipip::OVERHEAD;
     const ICMP_COVERS_ADDRESSES: bool = false;
 
@@ -98,6 +101,7 @@ impl Ip for V4 {
 }
 
 impl Ip for V6 {
+    const MTU_MIN: u16 = 1280;
     const TUNNEL_OVERHEAD: u16 = ipv6::HEADER_LEN as u16;
     const ICMP_COVERS_ADDRESSES: bool = true;
 

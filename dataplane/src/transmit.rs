@@ -110,7 +110,7 @@ fn check<A: Ip>(
     let room = link.hop.mtu.saturating_sub(overhead);
     let fits = meta.l3_len() <= room;
     if !fits && meta.dont_fragment {
-        icmp_back::<A>(cx, icmp::Error::TooBig { mtu: room }, meta, frame);
+        icmp_back::<A>(cx, icmp::Error::TooBig { mtu: room.max(A::MTU_MIN) }, meta, frame);
         return Err(DropReason::MtuExceeded);
     }
     Ok(fits)
