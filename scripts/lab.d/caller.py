@@ -14,7 +14,8 @@ LINGER = struct.pack("ii", 1, 0)
 
 
 def call(source, source_port, destination, port):
-    caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    caller = socket.socket(family, socket.SOCK_STREAM)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
     caller.settimeout(3)

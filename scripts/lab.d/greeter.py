@@ -19,7 +19,7 @@ async def main():
         finally:
             writer.close()
 
-    server = await asyncio.start_server(greet, "0.0.0.0", port, backlog=1024)
+    server = await asyncio.start_server(greet, None, port, backlog=1024)
     await server.serve_forever()
 
 
