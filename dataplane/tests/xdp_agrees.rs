@@ -74,6 +74,14 @@ const EXTENDED: &[&str] = &[
      quoting { udp [fd00::200]:5000 > [fd00::11]:5353 \"query\" }",
     "icmp fd00::12 > 2001:db8:64::7 type 3 code 0 ext 44 00000100000007 data 40",
     "icmp 2001:db8:64::7 > 2001:db8:cb::10 type 4 code 0 ext 60 01000000000000 data 40",
+    "icmp fd00::99 > 2001:db8:64::7 type 2 code 0 mtu 1400
+     quoting { tcp [2001:db8:64::7]:40000 > [fd00::12]:8081 . data 40 }",
+    "icmp fd00::99 > 2001:db8:64::7 type 2 code 0 mtu 1400
+     quoting { tcp [2001:db8:64::7]:40000 > [fd00::12]:8082 . data 40 }",
+    "icmp 10.0.0.99 > 198.51.100.7 type 3 code 4 mtu 1400
+     quoting { tcp 198.51.100.7:40000 > 10.0.0.12:8081 . data 40 }",
+    "icmp 10.0.0.99 > 198.51.100.7 type 11 code 0
+     quoting 28 { tcp 198.51.100.7:40000 > 10.0.0.12:8081 . options 01010101 data 40 }",
     "icmp fe80::1 > 2001:db8:cb::10 type 135 code 0 data 20",
 ];
 
@@ -120,8 +128,9 @@ fn is_ipv6(frame: &[u8]) -> bool {
 fn they_agree_about_every_value_of_every_byte_that_decides_and_every_length() {
     let judges = Judges::new();
     for frame in different_frames() {
-        // As far as the ports behind a VLAN tag and an IPv4 header, or behind all extension headers that are walked.
-        let decisive = if is_ipv6(&frame) { 18 + 40 + 9 * 8 + 4 } else { 18 + 20 + 4 };
+        // As far as the ports behind a VLAN tag and IPv4 headers, an ICMP error's quote too, or behind all extension
+        // headers that are walked.
+        let decisive = if is_ipv6(&frame) { 18 + 40 + 9 * 8 + 4 } else { 18 + 20 + 8 + 20 + 4 };
         for len in 0..frame.len().min(decisive + 40) {
             judges.verdict(&frame[..len]).unwrap();
         }

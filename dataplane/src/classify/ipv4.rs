@@ -2,11 +2,13 @@
 
 use super::{
     By, Class, FragmentKey, Fragmentation, Meta, Ours, Packet, by_address, by_ports, check_transport,
+    to_server,
 };
 use crate::snapshot::Snapshot;
 use crate::tuple::{Protocol, V4};
 use crate::verdict::DropReason;
 use crate::wire::checksum;
+use crate::wire::icmpv4;
 use crate::wire::ipv4::protocol;
 
 /// Destination unreachable, source quench, time exceeded, parameter problem.
@@ -111,8 +113,18 @@ fn by(frame: &[u8], l4: usize, ip: &Ipv4, fragment: Fragmentation, snapshot: &Sn
         return by_address(ip.src, ip.dst, snapshot).then_some(By::Fragment);
     }
     if ip.protocol == protocol::ICMP {
-        let is_error = frame.get(l4).is_some_and(|kind| ICMP_ERRORS.contains(kind));
-        return (is_error && by_address(ip.src, ip.dst, snapshot)).then_some(By::IcmpError);
+        let message = &frame[l4..];
+        let is_error = message.first().is_some_and(|kind| ICMP_ERRORS.contains(kind));
+        let ours = is_error && (by_address(ip.src, ip.dst, snapshot) || by_quote(message, snapshot));
+        return ours.then_some(By::IcmpError);
     }
     by_ports(ip.src, ip.dst, Protocol::from_number(ip.protocol)?, &frame[l4..], snapshot)
+}
+
+/// Whether the packet that an ICMP error is about was going to a NAT server.
+#[cold]
+fn by_quote(message: &[u8], snapshot: &Snapshot) -> bool {
+    let Some(ip) = message.get(icmpv4::HEADER_LEN..).and_then(Ipv4::read) else { return false };
+    let transport = &message[icmpv4::HEADER_LEN + ip.header_len..];
+    ip.fragmentation() != Fragmentation::Later && to_server(ip.dst, ip.protocol, transport, snapshot)
 }

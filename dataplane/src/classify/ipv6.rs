@@ -8,6 +8,7 @@ use shunt_engine::steer::HEADERS_MAX;
 
 use super::{
     By, Class, FragmentKey, Fragmentation, Meta, Ours, Packet, by_address, by_ports, check_transport,
+    to_server,
 };
 use crate::snapshot::Snapshot;
 use crate::tuple::{Protocol, V6};
@@ -148,8 +149,20 @@ fn by(frame: &[u8], src: V6, dst: V6, chain: &Chain, snapshot: &Snapshot) -> Opt
         return by_address().then_some(By::Fragment);
     }
     if chain.protocol == ICMPV6 {
-        let is_error = frame.get(chain.l4).is_some_and(|kind| ICMPV6_ERRORS.contains(kind));
-        return (is_error && by_address()).then_some(By::IcmpError);
+        let message = &frame[chain.l4..];
+        let is_error = message.first().is_some_and(|kind| ICMPV6_ERRORS.contains(kind));
+        return (is_error && (by_address() || by_quote(message, snapshot))).then_some(By::IcmpError);
     }
     by_ports(src, dst, Protocol::from_number(chain.protocol)?, &frame[chain.l4..], snapshot)
+}
+
+/// Whether the packet that an ICMPv6 error is about was going to a NAT server. Its TCP or UDP header follows its IPv6
+/// header: our own requests have no others.
+#[cold]
+fn by_quote(message: &[u8], snapshot: &Snapshot) -> bool {
+    let Some(header) = message.get(8..).and_then(|quote| quote.first_chunk::<HEADER_LEN>()) else {
+        return false;
+    };
+    let dst = V6::get(header, V6::SOURCE + V6::LEN);
+    header[0] >> 4 == 6 && to_server(dst, header[6], &message[8 + HEADER_LEN..], snapshot)
 }

@@ -4,7 +4,8 @@
 //! "Ours" is decided by the link address, the IP addresses and the ports alone, in the very order in which the XDP
 //! program decides it (engine's steering rules, made by [`Snapshot::steering`]): lengths and checksums are judged
 //! after that, so that a broken packet of ours is a counted drop and a broken packet of somebody else's is theirs.
-//! Later fragments and ICMP errors carry no ports: for our addresses they are ours until their flow is looked up.
+//! Later fragments and ICMP errors carry no ports: for our addresses they are ours until their flow is looked up. So is
+//! an ICMP error about a packet to a NAT server, which a router on the way sends to the client.
 
 mod ipv4;
 mod ipv6;
@@ -159,8 +160,17 @@ enum By<A> {
     Ports(Role, Tuple<A>),
     /// The address of a later fragment.
     Fragment,
-    /// The address of an ICMP error.
+    /// The address of an ICMP error, or whom it is about.
     IcmpError,
+}
+
+/// Whether a packet with these ports, which an ICMP error quotes, was going to a NAT server.
+fn to_server<A: Address>(dst: A, protocol: u8, transport: &[u8], snapshot: &Snapshot) -> bool {
+    let (Some(protocol), Some(&[_, _, d0, d1])) = (Protocol::from_number(protocol), transport.first_chunk())
+    else {
+        return false;
+    };
+    snapshot.nat_servers().contains(dst.to_ip(), protocol, u16::from_be_bytes([d0, d1]))
 }
 
 /// The table that the ports at the head of `transport` are in.

@@ -34,8 +34,17 @@ pub(crate) struct PortRange {
 enum Headers {
     /// TCP or UDP with its ports.
     Ports { protocol: u8, source: u16, destination: u16 },
-    /// A fragment without ports or an ICMP error: the addresses decide.
+    /// A fragment without ports: the addresses decide.
     AddressesOnly,
+    /// An ICMP error: the addresses decide, or the destination of the packet it quotes.
+    Error { quoted: Option<Quoted> },
+}
+
+/// Where the packet that an ICMP error quotes was going.
+struct Quoted {
+    protocol: u8,
+    destination: IpAddr,
+    port: u16,
 }
 
 const TCP: u8 = 6;
@@ -63,6 +72,8 @@ impl RuleSet {
     /// - A later fragment, an ICMP error (IPv4 types 3, 4, 11, 12; IPv6 types 1 to 4), or an IPv6 packet with more
     ///   than [`HEADERS_MAX`] extension headers: a rule's prefix holds the address of the rule's side, whatever the
     ///   rule's protocol and ports.
+    /// - An ICMP error about a packet to a server, from a router on the way to it: the rules would take the quoted
+    ///   packet's answer by its source, port included. The quoted TCP or UDP header follows the quoted IP header.
     ///
     /// In IPv6 hop-by-hop options, destination options, routing, fragment and authentication headers are walked over as
     /// far as they are in the frame. A routing header with segments left is the kernel's: its packet is on the way to
@@ -98,6 +109,13 @@ impl RuleSet {
         let (destination, source) = (longest(&self.destination, destination), longest(&self.source, source));
         Some(match headers {
             Headers::AddressesOnly => destination.is_some() || source.is_some(),
+            Headers::Error { quoted } => {
+                destination.is_some()
+                    || source.is_some()
+                    || quoted.is_some_and(|Quoted { protocol, destination, port }| {
+                        longest(&self.source, destination).is_some_and(|ports| ports.contains(protocol, port))
+                    })
+            }
             Headers::Ports { protocol, source: source_port, destination: destination_port } => {
                 destination.is_some_and(|ports| ports.contains(protocol, destination_port))
                     || source.is_some_and(|ports| ports.contains(protocol, source_port))
@@ -168,7 +186,9 @@ fn ipv4(packet: &[u8]) -> Option<(IpAddr, IpAddr, Headers)> {
     let later_fragment = half(header, 6)? & 0x1fff != 0;
     let headers = match header[9] {
         _ if later_fragment => Headers::AddressesOnly,
-        ICMP if matches!(payload.first()?, 3 | 4 | 11 | 12) => Headers::AddressesOnly,
+        ICMP if matches!(payload.first()?, 3 | 4 | 11 | 12) => {
+            Headers::Error { quoted: payload.get(8..).and_then(quoted_ipv4) }
+        }
         protocol => ports(protocol, payload)?,
     };
     let address = |at: usize| header[at..].first_chunk::<4>().map(|bytes| IpAddr::from(*bytes));
@@ -190,7 +210,9 @@ fn ipv6(packet: &[u8]) -> Option<(IpAddr, IpAddr, Headers)> {
 fn behind_extensions(mut next: u8, mut bytes: &[u8]) -> Option<Headers> {
     for walked in 0..=HEADERS_MAX {
         let len = match next {
-            ICMPV6 if matches!(bytes.first()?, 1..=4) => return Some(Headers::AddressesOnly),
+            ICMPV6 if matches!(bytes.first()?, 1..=4) => {
+                return Some(Headers::Error { quoted: bytes.get(8..).and_then(quoted_ipv6) });
+            }
             HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION if walked == HEADERS_MAX => break,
             ROUTING if bytes.first_chunk::<8>()?[3] != 0 => return None,
             HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(bytes.first_chunk::<8>()?[1]) + 1) * 8,
@@ -205,6 +227,32 @@ fn behind_extensions(mut next: u8, mut bytes: &[u8]) -> Option<Headers> {
         bytes = bytes.get(len..)?;
     }
     Some(Headers::AddressesOnly)
+}
+
+fn quoted_ipv4(packet: &[u8]) -> Option<Quoted> {
+    let header: &[u8; 20] = packet.first_chunk()?;
+    let header_len = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || header_len < 20 || half(header, 6)? & 0x1fff != 0 {
+        return None;
+    }
+    quoted(
+        header[9],
+        header[16..].first_chunk::<4>().map(|bytes| IpAddr::from(*bytes))?,
+        packet.get(header_len..)?,
+    )
+}
+
+fn quoted_ipv6(packet: &[u8]) -> Option<Quoted> {
+    let header: &[u8; 40] = packet.first_chunk()?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    quoted(header[6], header[24..].first_chunk::<16>().map(|bytes| IpAddr::from(*bytes))?, &packet[40..])
+}
+
+fn quoted(protocol: u8, destination: IpAddr, payload: &[u8]) -> Option<Quoted> {
+    let port = half(payload, 2)?;
+    matches!(protocol, TCP | UDP).then_some(Quoted { protocol, destination, port })
 }
 
 fn ports(protocol: u8, payload: &[u8]) -> Option<Headers> {

@@ -38,6 +38,9 @@ pub(super) const PORT_SET_LEN: usize = 2 * UDP_BITS as usize;
 /// Where the bits of UDP ports begin, in bytes.
 pub(super) const UDP_BITS: i32 = 8192;
 
+/// Bytes between an ICMP error's start and the packet it quotes.
+const ICMP_HEADER: i32 = 8;
+
 /// Numbers of IPv6 extension headers (RFC 8200 §4, RFC 4302).
 const HOP_BY_HOP: i32 = 0;
 const ROUTING: i32 = 43;
@@ -75,13 +78,15 @@ struct Program {
     by_address: Label,
     /// Protocol in R1, layer-4 header at R7, end of frame in R8. Keys are on the stack.
     layer4: Label,
+    /// The same for the packet that an ICMP error quotes; its destination is the source key.
+    quoted: Label,
 }
 
 /// Writes the program.
 pub(super) fn steering(maps: MapFds, without_socket: WithoutSocket) -> Vec<Instruction> {
     let mut asm = Assembler::default();
-    let [pass, redirect, by_address, layer4] = std::array::from_fn(|_| asm.label());
-    let mut program = Program { asm, maps, pass, redirect, by_address, layer4 };
+    let [pass, redirect, by_address, layer4, quoted] = std::array::from_fn(|_| asm.label());
+    let mut program = Program { asm, maps, pass, redirect, by_address, layer4, quoted };
     program.ethernet();
     program.ipv4();
     program.ipv6();
@@ -121,7 +126,7 @@ impl Program {
 
     fn ipv4(&mut self) {
         use Reg::*;
-        let (ipv6, icmp) = (self.asm.label(), self.asm.label());
+        let [ipv6, icmp, error] = std::array::from_fn(|_| self.asm.label());
         self.asm.jump_if(If::NotEqual, R1, network_half(0x0800), ipv6);
         self.need(R9, 20);
         let asm = &mut self.asm;
@@ -154,16 +159,37 @@ impl Program {
         self.need(R7, 1);
         let asm = &mut self.asm;
         asm.load(Width::Byte, R1, R7, 0);
-        for error in [3, 4, 11, 12] {
-            asm.jump_if(If::Equal, R1, error, self.by_address);
+        for kind in [3, 4, 11, 12] {
+            asm.jump_if(If::Equal, R1, kind, error);
         }
         asm.jump(self.pass);
+
+        asm.bind(error);
+        self.addresses();
+        self.need(R7, ICMP_HEADER + 20);
+        let asm = &mut self.asm;
+        asm.load(Width::Half, R2, R7, ICMP_HEADER as i16 + 6);
+        asm.alu(Op::And, R2, network_half(0x1fff));
+        asm.jump_if(If::NotEqual, R2, 0, self.pass);
+        asm.load(Width::Word, R2, R7, ICMP_HEADER as i16 + 16);
+        asm.store(Width::Word, Fp, STACK_SOURCE + KEY_ADDRESS, R2);
+        asm.load(Width::Byte, R3, R7, ICMP_HEADER as i16);
+        asm.load(Width::Byte, R1, R7, ICMP_HEADER as i16 + 9);
+        asm.alu_reg(Op::Move, R2, R3);
+        asm.alu(Op::ShiftRight, R2, 4);
+        asm.jump_if(If::NotEqual, R2, 4, self.pass);
+        asm.alu(Op::And, R3, 0x0f);
+        asm.jump_if(If::Below, R3, 5, self.pass);
+        asm.alu(Op::ShiftLeft, R3, 2);
+        asm.alu(Op::Add, R7, ICMP_HEADER);
+        asm.alu_reg(Op::Add, R7, R3);
+        asm.jump(self.quoted);
         asm.bind(ipv6);
     }
 
     fn ipv6(&mut self) {
         use Reg::*;
-        let (icmp, pass) = (self.asm.label(), self.pass);
+        let ([icmp, error], pass) = (std::array::from_fn(|_| self.asm.label()), self.pass);
         self.asm.jump_if(If::NotEqual, R1, network_half(0x86dd), pass);
         self.need(R9, 40);
         let asm = &mut self.asm;
@@ -198,8 +224,23 @@ impl Program {
         let asm = &mut self.asm;
         asm.load(Width::Byte, R1, R7, 0);
         asm.jump_if(If::Equal, R1, 0, pass);
-        asm.jump_if(If::AtMost, R1, 4, self.by_address);
+        asm.jump_if(If::AtMost, R1, 4, error);
         asm.jump(pass);
+
+        asm.bind(error);
+        self.addresses();
+        self.need(R7, ICMP_HEADER + 40);
+        let asm = &mut self.asm;
+        asm.load(Width::Byte, R1, R7, ICMP_HEADER as i16);
+        asm.alu(Op::ShiftRight, R1, 4);
+        asm.jump_if(If::NotEqual, R1, 6, pass);
+        for part in [0, 8] {
+            asm.load(Width::Double, R1, R7, ICMP_HEADER as i16 + 24 + part);
+            asm.store(Width::Double, Fp, STACK_SOURCE + KEY_ADDRESS + part, R1);
+        }
+        asm.load(Width::Byte, R1, R7, ICMP_HEADER as i16 + 6);
+        asm.alu(Op::Add, R7, ICMP_HEADER + 40);
+        asm.jump(self.quoted);
     }
 
     /// Steps over the extension header at R7, whose number is in R1, or jumps to `behind` when it is none.
@@ -253,17 +294,15 @@ impl Program {
     /// TCP and UDP: the port's bit decides.
     fn layer4(&mut self) {
         use Reg::*;
-        let (udp, ports, by_source) = (self.asm.label(), self.asm.label(), self.asm.label());
+        let by_source = self.asm.label();
+        self.asm.bind(self.quoted);
+        self.protocol();
         let asm = &mut self.asm;
+        asm.load(Width::Half, R9, R7, 2);
+        asm.swap_half(R9);
+        asm.jump(by_source);
         asm.bind(self.layer4);
-        asm.jump_if(If::Equal, R1, 17, udp);
-        asm.jump_if(If::NotEqual, R1, 6, self.pass);
-        asm.alu(Op::Move, R6, 0);
-        asm.jump(ports);
-        asm.bind(udp);
-        asm.alu(Op::Move, R6, UDP_BITS);
-        asm.bind(ports);
-        self.need(R7, 4);
+        self.protocol();
         let asm = &mut self.asm;
         asm.load(Width::Half, R9, R7, 0);
         asm.swap_half(R9);
@@ -274,6 +313,21 @@ impl Program {
         let pass = self.pass;
         self.look_up_port(self.maps.sources, STACK_SOURCE, R9, pass);
         self.asm.jump(pass);
+    }
+
+    /// Passes what is neither TCP nor UDP or has no ports, and leaves in R6 where the protocol's ports begin in a set.
+    fn protocol(&mut self) {
+        use Reg::*;
+        let (udp, ports) = (self.asm.label(), self.asm.label());
+        let asm = &mut self.asm;
+        asm.jump_if(If::Equal, R1, 17, udp);
+        asm.jump_if(If::NotEqual, R1, 6, self.pass);
+        asm.alu(Op::Move, R6, 0);
+        asm.jump(ports);
+        asm.bind(udp);
+        asm.alu(Op::Move, R6, UDP_BITS);
+        asm.bind(ports);
+        self.need(R7, 4);
     }
 
     /// Redirects when the bit of `port` is set in the port set of the address in `key`; jumps to `missing` when the
@@ -300,9 +354,14 @@ impl Program {
         asm.jump_if(If::NotEqual, R1, 0, self.redirect);
     }
 
-    /// Fragments and ICMP errors: an address that any rule names is enough.
+    /// Fragments: an address that any rule names is enough. Falls through to `pass`.
     fn by_address(&mut self) {
         self.asm.bind(self.by_address);
+        self.addresses();
+    }
+
+    /// Redirects when any rule names an address.
+    fn addresses(&mut self) {
         for (trie, key) in [(self.maps.destinations, STACK_DESTINATION), (self.maps.sources, STACK_SOURCE)] {
             self.look_up(trie, key);
             self.asm.jump_if(If::NotEqual, Reg::R0, 0, self.redirect);
