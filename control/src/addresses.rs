@@ -113,7 +113,8 @@ pub fn wanted(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<
         for local in &service.local {
             let address = local.address;
             let link = attached(kernel, ports, address);
-            let link = link.or_else(|| towards_servers(service, kernel, ports)).unwrap_or(first.link);
+            let link =
+                link.or_else(|| towards_servers(service, address, kernel, ports)).unwrap_or(first.link);
             wanted.insert((link, address));
         }
     }
@@ -126,9 +127,10 @@ fn attached(kernel: &Kernel, ports: &[OpenPort], address: IpAddr) -> Option<u32>
     exit(kernel, ports, link).map(|_| link)
 }
 
-/// The link of ours through which the service's first server is reached.
-fn towards_servers(service: &Service, kernel: &Kernel, ports: &[OpenPort]) -> Option<u32> {
-    let (link, _) = kernel.next_station(service.servers.first()?.address)?;
+/// The link of ours through which the service's first server of the family of `local` is reached.
+fn towards_servers(service: &Service, local: IpAddr, kernel: &Kernel, ports: &[OpenPort]) -> Option<u32> {
+    let server = service.servers.iter().find(|server| server.address.is_ipv4() == local.is_ipv4())?;
+    let (link, _) = kernel.next_station(server.address)?;
     exit(kernel, ports, link).map(|_| link)
 }
 

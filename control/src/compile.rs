@@ -11,7 +11,7 @@ use shunt_engine::PortId;
 use shunt_engine::steer::Prefix;
 
 use crate::config::{self, AddressPorts, Config, ServerPort};
-use crate::kernel::{Kernel, Route, Way};
+use crate::kernel::{Address, Kernel, Route, Way};
 use crate::state::{HopKey, Numbers, NumbersError, server_key};
 
 /// An open port, as far as the snapshot needs to know it.
@@ -116,7 +116,7 @@ impl View<'_> {
     fn route(&self, route: &Route) -> Option<(Prefix, HopKey, Option<u32>)> {
         let ours = route.way.link().is_some_and(|link| self.exit(link).is_some());
         let key = match route.way {
-            Way::Attached(link) if ours => HopKey::Attached(link),
+            Way::Attached(link) if ours => HopKey::Attached(link, route.prefix),
             Way::Gateway(link, gateway) if ours => HopKey::Station(link, gateway),
             // It leaves by an interface that is no port. The packets must not take a wider route of ours instead.
             _ if route.prefix.is_empty() => return None,
@@ -126,10 +126,10 @@ impl View<'_> {
     }
 
     fn hop(&self, key: HopKey, route_mtu: Option<u32>) -> NextHop {
-        let (link, station) = match key {
-            HopKey::Attached(link) => (link, None),
-            HopKey::Station(link, address) => (link, Some(address)),
-            HopKey::Nowhere => (0, None),
+        let (link, station, own) = match key {
+            HopKey::Attached(link, network) => (link, None, self.own_address(link, network.address())),
+            HopKey::Station(link, address) => (link, Some(address), self.own_address(link, address)),
+            HopKey::Nowhere => (0, None, None),
         };
         let neighbour = station.and_then(|address| self.kernel.neighbour(link, address));
         let known = self.kernel.link(link);
@@ -140,19 +140,27 @@ impl View<'_> {
             vid,
             source: known.map(|link| link.mac).unwrap_or_default(),
             destination: neighbour.and_then(|neighbour| neighbour.mac),
-            attached: matches!(key, HopKey::Attached(_)),
+            attached: matches!(key, HopKey::Attached(..)),
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
-            address: self.own_address(link),
+            address: own,
         }
     }
 
-    /// The director's own address on `link`; one of ours only when there is no other.
-    fn own_address(&self, link: u32) -> Option<IpAddr> {
-        let addresses = self.kernel.addresses.iter().filter(|own| own.link == link && own.address.is_ipv4());
-        let mut addresses: Vec<_> = addresses.map(|own| own.address).collect();
-        // Stable: the kernel's order decides among equals, its first is the primary.
-        addresses.sort_by_key(|address| self.config.is_floating(*address));
-        addresses.first().copied()
+    /// The director's own address towards `station` on `link`; a VIP or local address only when there is no other. An
+    /// IPv6 link may have none but a link-local one, which means nothing to hosts elsewhere: then another link's is
+    /// taken.
+    fn own_address(&self, link: u32, station: IpAddr) -> Option<IpAddr> {
+        let usable = |own: &&Address| match (own.address, station) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => own.link == link,
+            (IpAddr::V6(_), IpAddr::V6(_)) => self.exit(own.link).is_some(),
+            _ => false,
+        };
+        // The first of equals, as the kernel orders them, is the primary one.
+        let found = self.kernel.addresses.iter().filter(usable).min_by_key(|own| {
+            let link_local = matches!(own.address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            (link_local, self.config.is_floating(own.address), own.link != link)
+        });
+        found.map(|own| own.address)
     }
 }
 
@@ -278,6 +286,64 @@ mod tests {
         let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
         let hop = snapshot.hop(snapshot.route(ip("198.51.100.1")).unwrap()).unwrap();
         assert_eq!(hop.address, Some(ip("203.0.113.1")));
+    }
+
+    const FILE_V6: &str = r#"
+        [[port]]
+        interface = "eth0"
+        [[port]]
+        interface = "eth1"
+        [[service]]
+        name = "web"
+        listen = ["203.0.113.10:80", "[2001:db8:cb::10]:80"]
+        protocol = "tcp"
+        local = ["10.0.0.200", "fd00::200"]
+        [[service.server]]
+        address = "10.0.0.11:8080"
+        [[service.server]]
+        address = "[fd00::11]:8080"
+    "#;
+
+    /// The director on both families; its gateway in IPv6 is known by a link-local address, as routers announce it.
+    fn dual() -> Kernel {
+        let mut kernel = director();
+        let address = |link, address: &str, prefix_len| Address { link, address: ip(address), prefix_len };
+        kernel.addresses.extend([
+            address(2, "fe80::2", 64),
+            address(2, "2001:db8:cb::10", 128),
+            address(3, "fe80::3", 64),
+            address(3, "fd00::200", 128),
+            address(3, "fd00::1", 64),
+        ]);
+        kernel.routes.extend([
+            route("::/0", Way::Gateway(2, ip("fe80::fe"))),
+            route("fe80::/64", Way::Attached(2)),
+            route("fe80::/64", Way::Attached(3)),
+            route("fd00::/64", Way::Attached(3)),
+        ]);
+        kernel
+    }
+
+    #[test]
+    fn ipv6_hops_have_ipv6_addresses_that_others_can_answer_to() {
+        let kernel = dual();
+        let snapshot = compile(&config(FILE_V6), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let hop = |address: &str| snapshot.hop(snapshot.route(ip(address)).unwrap()).unwrap();
+        assert_eq!(hop("fd00::11").address, Some(ip("fd00::1")));
+        assert_eq!(hop("10.0.0.11").address, Some(ip("10.0.0.1")));
+        let gateway = hop("2001:db8:64::7");
+        assert_eq!((gateway.port, gateway.attached), (PortId(0), false));
+        assert_eq!(gateway.address, Some(ip("fd00::1")), "neither eth0's link-local one nor the VIP");
+        assert_eq!(hop("198.51.100.12").address, Some(ip("203.0.113.1")));
+        assert!(hop("fd00::77").attached && hop("10.0.0.77").attached);
+        assert_eq!(hop("10.0.0.77").address, Some(ip("10.0.0.1")));
+    }
+
+    #[test]
+    fn a_link_local_gateway_is_a_station_of_its_link() {
+        let kernel = dual();
+        let found = stations(&config(FILE_V6), &kernel, &ports(&kernel));
+        assert!(found.contains(&(2, ip("fe80::fe"))) && found.contains(&(3, ip("fd00::11"))), "{found:?}");
     }
 
     #[test]

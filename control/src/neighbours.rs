@@ -57,7 +57,7 @@ pub async fn adjust(
     for (number, (link, _, address)) in missing.iter().enumerate() {
         let Err(error) = netlink.manage_neighbour(*link, *address).await else { continue };
         let is_full = error.errno() == Some(ENOBUFS);
-        let refused = refused.get_or_insert(Refused { count: 0, first: error });
+        let refused = refused.get_or_insert(Refused { count: 0, address: *address, first: error });
         refused.count += 1;
         if is_full {
             // No more than this one.
@@ -73,7 +73,9 @@ pub async fn adjust(
 pub struct Refused {
     /// How many.
     pub count: usize,
-    /// Why the first was refused.
+    /// The first of them.
+    pub address: IpAddr,
+    /// Why it was refused.
     pub first: NetlinkError,
 }
 
@@ -81,7 +83,10 @@ impl std::fmt::Display for Refused {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "{} next hops are not kept fresh: {}", self.count, self.first)?;
         match self.first.errno() {
-            Some(ENOBUFS) => write!(out, " (raise net.ipv4.neigh.default.gc_thresh3)"),
+            Some(ENOBUFS) => {
+                let family = if self.address.is_ipv4() { "ipv4" } else { "ipv6" };
+                write!(out, " (raise net.{family}.neigh.default.gc_thresh3)")
+            }
             _ => Ok(()),
         }
     }
@@ -141,13 +146,13 @@ mod tests {
             let source = std::io::Error::from_raw_os_error(errno);
             let first =
                 NetlinkError::Refused { action: "cannot manage neighbour 10.0.0.1".to_owned(), source };
-            Refused { count: 3, first }.to_string()
+            Refused { count: 3, address: [10, 0, 0, 1].into(), first }.to_string()
         };
         let full = refused(ENOBUFS);
         assert!(
             full.starts_with("3 next hops are not kept fresh: cannot manage neighbour 10.0.0.1"),
             "{full}"
         );
-        assert!(full.contains("gc_thresh3") && !refused(ENOENT).contains("gc_thresh3"));
+        assert!(full.contains("ipv4.neigh.default.gc_thresh3") && !refused(ENOENT).contains("gc_thresh3"));
     }
 }

@@ -13,7 +13,7 @@ use futures_util::stream::StreamExt;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, CacheInfo};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -122,12 +122,22 @@ impl Netlink {
         Ok(())
     }
 
-    /// Adds `address` with a prefix of its own (/32) to `link`.
+    /// Adds `address` with a prefix of its own (/32, /128) to `link`.
+    ///
+    /// An IPv6 address can be used at once: the kernel does not ask first whether another has it (another director may
+    /// have had it a moment ago), makes no route for it, and prefers any other source for its own connections.
     ///
     /// # Errors
     /// When the kernel refuses; EEXIST when it has the address there already.
     pub async fn add_address(&self, link: u32, address: IpAddr) -> Result<(), NetlinkError> {
-        let request = self.handle.address().add(link, address, host_len(address));
+        let mut request = self.handle.address().add(link, address, host_len(address));
+        if address.is_ipv6() {
+            let attributes = &mut request.message_mut().attributes;
+            attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+            let mut lifetimes = CacheInfo::default();
+            (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+            attributes.push(AddressAttribute::CacheInfo(lifetimes));
+        }
         request
             .execute()
             .await

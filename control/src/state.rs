@@ -50,8 +50,8 @@ pub struct Numbers {
 /// What makes a next hop the same next hop: the kernel's link and where on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HopKey {
-    /// The network on this link: each packet's own destination.
-    Attached(u32),
+    /// This network on this link: each packet's own destination.
+    Attached(u32, Prefix),
     /// One station on this link.
     Station(u32, IpAddr),
     /// Nowhere.
@@ -224,8 +224,9 @@ mod tests {
     #[test]
     fn hops_keep_their_number_while_they_are_named() {
         let mut numbers = Numbers::default();
+        let network = Prefix::new(IpAddr::from([10, 0, 0, 0]), 24).unwrap();
         let station = |last| HopKey::Station(3, IpAddr::from([10, 0, 0, last]));
-        numbers.assign_hops(&[station(1), station(2), HopKey::Attached(3)].into()).unwrap();
+        numbers.assign_hops(&[station(1), station(2), HopKey::Attached(3, network)].into()).unwrap();
         let kept = numbers.hop(station(2)).unwrap();
         numbers.assign_hops(&[station(2), station(9)].into()).unwrap();
         assert_eq!(numbers.hop(station(2)), Some(kept));

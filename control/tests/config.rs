@@ -53,6 +53,40 @@ fn every_example_loads_without_a_warning() {
 }
 
 #[test]
+fn a_family_without_servers_or_without_a_listener_is_a_warning() {
+    let service = |listen: &str, servers: &[&str]| {
+        let servers: String =
+            servers.iter().map(|server| format!("[[service.server]]\naddress = \"{server}\"\n")).collect();
+        let text = format!(
+            "[[port]]\ninterface = \"eth0\"\n[[service]]\nname = \"web\"\nprotocol = \"tcp\"\nmode = \"nat\"\n\
+             listen = [{listen}]\n{servers}"
+        );
+        let loaded = Config::parse("families", &text, false).unwrap();
+        loaded
+            .warnings
+            .lines()
+            .filter(|line| line.starts_with("warning:"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let both = "\"203.0.113.10:80\", \"[2001:db8::10]:80\"";
+    assert!(service(both, &["10.0.0.11:80", "[fd00::11]:80"]).is_empty());
+    let warnings = service(both, &["10.0.0.11:80"]);
+    assert_eq!(
+        warnings,
+        [
+            "warning: service \"web\": listens on [2001:db8::10]:80 and has no IPv6 server: every connection will be \
+          refused"
+        ]
+    );
+    let warnings = service("\"203.0.113.10:80\"", &["10.0.0.11:80", "[fd00::11]:80"]);
+    assert_eq!(
+        warnings,
+        ["warning: service \"web\": server \"[fd00::11]:80\": the service does not listen in IPv6"]
+    );
+}
+
+#[test]
 fn what_is_unusual_but_right_loads_and_a_service_without_servers_is_a_warning() {
     let text = "[[port]]\ninterface = \"eth0\"\n\
         [[service]]\nname = \"all\"\nprotocol = \"tcp\"\nmode = \"nat\"\nlisten = [\"203.0.113.10:0\"]\n\

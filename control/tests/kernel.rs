@@ -13,7 +13,7 @@ use netns::Netns;
 use shunt_control::addresses::{self, Ledger};
 use shunt_control::kernel::{Kernel, Way};
 use shunt_control::netlink::{Events, Netlink};
-use shunt_control::{guard, neighbours};
+use shunt_control::{announce, guard, neighbours};
 use shunt_engine::steer::{Prefix, Rule, Side};
 
 fn ip(text: &str) -> IpAddr {
@@ -63,6 +63,98 @@ fn pair(label: &str) -> (Netns, Netns) {
     director.ip("link set d0 up");
     server.ip("link set s0 up");
     (director, server)
+}
+
+/// The same in IPv6: the director is fd00::1, the server fd00::11, and no router announces anything.
+fn pair_v6(label: &str) -> (Netns, Netns) {
+    let (director, server) = (Netns::new(&format!("{label}-d")), Netns::new(&format!("{label}-s")));
+    for netns in [&director, &server] {
+        netns.enter(|| {
+            for (name, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("addr_gen_mode", "1")] {
+                for set in ["all", "default"] {
+                    std::fs::write(format!("/proc/sys/net/ipv6/conf/{set}/{name}"), value).unwrap();
+                }
+            }
+        });
+    }
+    director.ip(&format!("link add d0 type veth peer name s0 netns {}", server.name()));
+    director.ip("addr add fd00::1/64 dev d0 nodad");
+    server.ip("addr add fd00::11/64 dev s0 nodad");
+    server.ip("addr add fe80::11/64 dev s0 nodad");
+    director.ip("link set d0 up");
+    server.ip("link set s0 up");
+    (director, server)
+}
+
+#[test]
+fn ipv6_routes_lead_to_link_local_gateways_too() {
+    let (director, _server) = pair_v6("mirror6");
+    director.ip("route add default via fe80::11 dev d0");
+    director.ip("route add 2001:db8:9::/48 via fd00::fe metric 7 mtu 1400");
+    director.ip("route add unreachable 2001:db8:66::/48");
+    inside(&director, || async {
+        let kernel = Netlink::open().unwrap().read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        assert!(kernel.has_address(ip("fd00::1")));
+        assert_eq!(kernel.route_to(ip("fd00::11")).unwrap().way, Way::Attached(link));
+        assert_eq!(kernel.next_station(ip("2001:db8:64::7")), Some((link, ip("fe80::11"))));
+        assert_eq!(kernel.route_to(ip("2001:db8:66::1")).unwrap().way, Way::Nowhere);
+        let far = kernel.route_to(ip("2001:db8:9::1")).unwrap();
+        assert_eq!((far.metric, far.mtu), (7, Some(1400)));
+    });
+}
+
+#[test]
+fn an_ipv6_address_of_ours_can_be_used_at_once_and_makes_no_route() {
+    let (director, server) = pair_v6("addresses6");
+    server.ip("route add 2001:db8::/32 dev s0");
+    let scratch = Scratch::new("addresses6");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let vip = ip("2001:db8:cb::10");
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        addresses::add(&[(link, vip)].into(), &kernel, &netlink, &mut ledger).await.unwrap();
+        // Nobody is asked first whether the address is free: the very next packet is answered.
+        let shown = director.run("ip", &["-6", "-o", "addr", "show", "dev", "d0"]);
+        let line = shown.lines().find(|line| line.contains("2001:db8:cb::10/128")).unwrap();
+        assert!(
+            line.contains("nodad") && line.contains("deprecated") && !line.contains("tentative"),
+            "{line}"
+        );
+        server.run("ping", &["-c1", "-W2", "2001:db8:cb::10"]);
+        let routes = director.run("ip", &["-6", "route", "show"]);
+        assert!(!routes.contains("2001:db8:cb::10"), "{routes}");
+
+        let kernel = netlink.read().await.unwrap();
+        assert!(kernel.has_address(vip) && kernel.route_to(vip).is_none());
+        addresses::remove(&BTreeSet::new(), &kernel, &netlink, &mut ledger).await.unwrap();
+        let shown = director.run("ip", &["-6", "-o", "addr", "show", "dev", "d0"]);
+        assert!(!shown.contains("2001:db8:cb::10") && shown.contains("fd00::1/64"), "{shown}");
+    });
+}
+
+#[test]
+fn an_address_that_moves_here_is_known_at_once_to_those_who_knew_its_old_place() {
+    let (director, server) = pair_v6("announce6");
+    director.ip("addr add 10.0.0.1/24 dev d0");
+    server.ip("addr add 10.0.0.11/24 dev s0");
+    server.ip("neigh add fd00::10 lladdr 02:00:00:00:00:77 dev s0 nud stale");
+    server.ip("neigh add 10.0.0.10 lladdr 02:00:00:00:00:77 dev s0 nud stale");
+    inside(&director, || async {
+        let kernel = Netlink::open().unwrap().read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap();
+        announce::announce(&[(link.index, ip("fd00::10")), (link.index, ip("10.0.0.10"))], &kernel);
+        let here = link.mac.to_string();
+        let knows =
+            |address: &str| server.run("ip", &["neigh", "show", address, "dev", "s0"]).contains(&here);
+        let started = Instant::now();
+        while !(knows("fd00::10") && knows("10.0.0.10")) {
+            assert!(started.elapsed() < Duration::from_secs(5), "both neighbours are corrected: {here}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
 }
 
 #[test]
@@ -179,6 +271,34 @@ fn the_guard_swallows_what_is_ours_and_nothing_else() {
 }
 
 #[test]
+fn the_guard_swallows_ipv6_too() {
+    let (director, server) = pair_v6("guard6");
+    director.ip("addr add 2001:db8:cb::10/128 dev d0 nodad");
+    server.ip("route add 2001:db8:cb::/64 dev s0");
+    inside(&director, || async {
+        let rules = [
+            rule(Side::Destination, "2001:db8:cb::10", 6, 80..=80),
+            rule(Side::Destination, "203.0.113.10", 6, 81..=81),
+            rule(Side::Source, "fd00::11", 6, 5000..=5000),
+        ];
+        guard::set(&rules).await.unwrap();
+    });
+    let connect = |address: &str| {
+        server.enter(|| {
+            let timeout = Duration::from_millis(700);
+            std::net::TcpStream::connect_timeout(&address.parse().unwrap(), timeout).unwrap_err().kind()
+        })
+    };
+    use std::io::ErrorKind::{ConnectionRefused, TimedOut};
+    assert_eq!(connect("[2001:db8:cb::10]:80"), TimedOut);
+    assert_eq!(connect("[2001:db8:cb::10]:81"), ConnectionRefused);
+    server.run("ping", &["-c1", "-W2", "2001:db8:cb::10"]);
+    let listener = server.enter(|| std::net::TcpListener::bind("[fd00::11]:5000").unwrap());
+    director.enter(|| std::net::TcpStream::connect("[fd00::11]:5000").unwrap());
+    drop(listener);
+}
+
+#[test]
 fn a_refused_guard_says_what_nft_says_and_leaves_the_old_one() {
     let (director, _server) = pair("refused");
     inside(&director, || async {
@@ -236,6 +356,52 @@ fn a_neighbour_is_managed_follows_a_silent_change_of_address_and_is_forgotten() 
 
         neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();
         assert!(!director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
+    });
+}
+
+#[test]
+fn ipv6_neighbours_are_managed_link_local_ones_too() {
+    let (director, server) = pair_v6("neighbour6");
+    director.ip("addr add fe80::1/64 dev d0 nodad");
+    let scratch = Scratch::new("neighbour6");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut events = Events::open().unwrap();
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let stations: BTreeSet<_> = ["fd00::11", "fe80::11"].map(|text| (link, ip(text))).into();
+        let refused = neighbours::adjust(&stations, &kernel, &netlink, &mut ledger).await.unwrap();
+        assert!(refused.is_none(), "{}", refused.unwrap());
+        let mac = |kernel: &Kernel, text| kernel.neighbour(link, ip(text)).and_then(|known| known.mac);
+        let known = |kernel: &Kernel| mac(kernel, "fd00::11").is_some() && mac(kernel, "fe80::11").is_some();
+        let kernel = until(&netlink, &mut events, known).await;
+        assert!(director.run("ip", &["neigh", "show", "fe80::11", "dev", "d0"]).contains("managed"));
+
+        // Asked while it is known, it answers, and stays known.
+        neighbours::probe(&stations, &kernel, &netlink).await;
+        let before = mac(&kernel, "fd00::11");
+        server.ip("link set s0 down");
+        server.ip("link set s0 address 02:00:00:00:00:99");
+        server.ip("link set s0 up");
+        // Addresses of IPv6 go with the link.
+        server.ip("addr replace fd00::11/64 dev s0 nodad");
+        let changed = Instant::now();
+        let mut kernel = netlink.read().await.unwrap();
+        while mac(&kernel, "fd00::11").is_none_or(|now| Some(now) == before) {
+            assert!(
+                changed.elapsed() < Duration::from_secs(10),
+                "the new address is known within ten seconds"
+            );
+            neighbours::seek(&stations, &kernel, &netlink).await;
+            if let Ok(tables) = tokio::time::timeout(neighbours::PROBE_INTERVAL, events.changed()).await {
+                netlink.reread(&mut kernel, tables).await.unwrap();
+            } else {
+                neighbours::probe(&stations, &kernel, &netlink).await;
+            }
+        }
+        neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();
+        assert!(!director.run("ip", &["neigh", "show", "fd00::11", "dev", "d0"]).contains("managed"));
     });
 }
 

@@ -30,15 +30,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 const DURATION_MAX_MILLIS: u64 = 31 * 24 * 3_600_000;
 
-/// `"203.0.113.10:80"`, `"203.0.113.10:8000-8099"`, `"203.0.113.10:0"` (every port), `"203.0.113.10"`.
+/// `"203.0.113.10:80"`, `"203.0.113.10:8000-8099"`, `"203.0.113.10:0"` (every port), `"203.0.113.10"`; in IPv6
+/// `"[2001:db8::10]:80"` and so on, without a port also `"2001:db8::10"`.
 pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {
-    let (address, ports) = match text.rsplit_once(':') {
-        // More than one colon: IPv6, whose address has brackets before a port.
-        Some((head, _)) if head.contains(':') && !head.ends_with(']') => (text, None),
-        Some((address, ports)) => (address, Some(ports)),
-        None => (text, None),
+    let (address, ports) = match text.strip_prefix('[') {
+        Some(rest) => bracketed(rest)?,
+        None => match text.rsplit_once(':') {
+            // More than one colon: IPv6, whose address has brackets before a port.
+            Some((head, _)) if head.contains(':') => (text, None),
+            Some((address, ports)) => (address, Some(ports)),
+            None => (text, None),
+        },
     };
-    let address = host(address.trim_start_matches('[').trim_end_matches(']'))?;
+    let address = host(address)?;
     let ports = match ports {
         None => None,
         Some("0") => Some(0..=u16::MAX),
@@ -47,22 +51,46 @@ pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {
     Ok((address, ports))
 }
 
-/// An address that a host can have; IPv4 for now.
-pub(super) fn host(text: &str) -> Result<IpAddr, String> {
-    let address = match text.parse() {
-        Ok(IpAddr::V4(address)) => address,
-        Ok(IpAddr::V6(_)) => return Err("IPv6 is not supported yet".to_owned()),
-        Err(_) => return Err(why_not_ipv4(text)),
-    };
-    if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
-        return Err("not an address that a host on the network can have".to_owned());
+/// What follows an opening bracket: `ADDRESS]` or `ADDRESS]:PORTS`.
+fn bracketed(text: &str) -> Result<(&str, Option<&str>), String> {
+    let (address, rest) = text.split_once(']').ok_or("the bracket is not closed")?;
+    if !address.contains(':') {
+        return Err("brackets are for IPv6 addresses".to_owned());
     }
-    Ok(address.into())
+    match rest.strip_prefix(':') {
+        Some(ports) => Ok((address, Some(ports))),
+        None if rest.is_empty() => Ok((address, None)),
+        None => Err(format!("{rest:?} behind the bracket is no port")),
+    }
 }
 
-fn why_not_ipv4(text: &str) -> String {
+/// An address that a host can have, wherever on the network it is asked for.
+pub(super) fn host(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| why_no_address(text))?;
+    let special = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => {
+            if let Some(v4) = v6.to_ipv4_mapped() {
+                return Err(format!("write it as the IPv4 address that it is: {v4}"));
+            }
+            if v6.is_unicast_link_local() {
+                return Err("a link-local address means nothing beyond its link".to_owned());
+            }
+            false
+        }
+    };
+    if special || address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err("not an address that a host on the network can have".to_owned());
+    }
+    Ok(address)
+}
+
+fn why_no_address(text: &str) -> String {
     if text.contains('/') {
         return "a prefix is not possible here; write single addresses".to_owned();
+    }
+    if text.contains('%') {
+        return "an address with a zone means nothing beyond its link".to_owned();
     }
     let octets: Vec<_> = text.split('.').collect();
     let numbers = octets.iter().all(|octet| !octet.is_empty() && octet.bytes().all(|b| b.is_ascii_digit()));
@@ -154,6 +182,14 @@ mod tests {
         assert_eq!(address_ports("203.0.113.10:8000-8099"), Ok((address, Some(8000..=8099))));
         assert_eq!(address_ports("203.0.113.10:0"), Ok((address, Some(0..=65535))));
         assert_eq!(address_ports("203.0.113.10"), Ok((address, None)));
+        let v6: IpAddr = "2001:db8::10".parse().unwrap();
+        assert_eq!(address_ports("[2001:db8::10]:80"), Ok((v6, Some(80..=80))));
+        assert_eq!(address_ports("[2001:db8::10]:0"), Ok((v6, Some(0..=65535))));
+        assert_eq!(address_ports("[2001:db8::10]"), Ok((v6, None)));
+        assert_eq!(address_ports("2001:db8::10"), Ok((v6, None)));
+        for bad in ["[2001:db8::10]:", "[2001:db8::10]80", "[[2001:db8::10]]:80", "[]:80", "2001:db8:::10"] {
+            assert!(address_ports(bad).is_err(), "{bad}");
+        }
         for bad in ["", ":80", "203.0.113.10:", "203.0.113.10:65536", "203.0.113.10:9-8", "203.0.113.10:+80"]
         {
             assert!(address_ports(bad).is_err(), "{bad}");
@@ -164,8 +200,12 @@ mod tests {
     fn what_is_wrong_with_an_address_is_said() {
         let why = |text| address_ports(text).unwrap_err();
         assert_eq!(why("10.0.0.300:80"), "octet 300 is out of range");
-        assert_eq!(why("[2001:db8::1]:80"), "IPv6 is not supported yet");
-        assert_eq!(why("2001:db8::1"), "IPv6 is not supported yet");
+        assert_eq!(why("[2001:db8::1:80"), "the bracket is not closed");
+        assert_eq!(why("[203.0.113.10]:80"), "brackets are for IPv6 addresses");
+        assert_eq!(why("[::ffff:203.0.113.10]:80"), "write it as the IPv4 address that it is: 203.0.113.10");
+        assert_eq!(why("fe80::1"), "a link-local address means nothing beyond its link");
+        assert_eq!(why("[fe80::1%eth0]:80"), "an address with a zone means nothing beyond its link");
+        assert_eq!(why("[::1]:80"), "not an address that a host on the network can have");
         assert_eq!(why("0.0.0.0/0:80"), "a prefix is not possible here; write single addresses");
         assert_eq!(why("web1:80"), "not an IP address");
         assert_eq!(why("127.0.0.1:80"), "not an address that a host on the network can have");

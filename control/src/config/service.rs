@@ -52,11 +52,10 @@ pub(super) fn service(
         diagnostics.warning(spanned.span(), message, "this service has no server");
     }
     let (local, local_places): (Vec<_>, Vec<_>) = locals(&name, typed, diagnostics).into_iter().unzip();
-    let needs_local = servers.iter().any(|server| server.mode == Mode::Fullnat);
-    if needs_local && typed.local.as_ref().is_none_or(|local| local.as_ref().is_empty()) {
-        diagnostics.error(spanned.span(), key("fullnat needs a local address"), "`local` is missing").help(
-            "add local = [\"10.0.0.200\"]: a free address of the servers' network, not an interface's own",
-        );
+    for family in [Family::V4, Family::V6] {
+        check_listens(&name, family, &listen, &listen_places, &servers, diagnostics);
+        check_servers(&name, family, &listen, &servers, &server_places, diagnostics);
+        check_locals(&name, family, spanned, &local, &servers, diagnostics);
     }
     let replies_seen =
         servers.iter().map(|server: &Server| server.mode).chain([mode]).all(Mode::sees_replies);
@@ -126,8 +125,7 @@ fn listens(name: &str, spanned: &Spanned<raw::Service>, diagnostics: &mut Diagno
     typed.as_ref().iter().filter_map(one).collect()
 }
 
-const LISTEN_HELP: &str =
-    "write it as \"203.0.113.10:80\", \"203.0.113.10:8000-8099\" or \"203.0.113.10:0\" for every port";
+const LISTEN_HELP: &str = "write it as \"203.0.113.10:80\", \"[2001:db8::10]:80\", \"203.0.113.10:8000-8099\" or \"203.0.113.10:0\" for every port";
 
 fn locals(name: &str, typed: &raw::Service, diagnostics: &mut Diagnostics) -> Vec<PlacedPorts> {
     let key = |key: &str| format!("service {name:?}: {key}");
@@ -160,6 +158,104 @@ fn locals(name: &str, typed: &raw::Service, diagnostics: &mut Diagnostics) -> Ve
     locals
 }
 
+/// Which addresses go together: a client of one family gets a server of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn has(self, address: IpAddr) -> bool {
+        address.is_ipv4() == (self == Self::V4)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// A family that a service listens in and has no server of.
+fn check_listens(
+    service: &str,
+    family: Family,
+    listen: &[AddressPorts],
+    places: &[Range<usize>],
+    servers: &[Server],
+    diagnostics: &mut Diagnostics,
+) {
+    // A service without any server has a warning of its own.
+    if servers.is_empty() || servers.iter().any(|server| family.has(server.address)) {
+        return;
+    }
+    if let Some((entry, place)) = listen.iter().zip(places).find(|(entry, _)| family.has(entry.address)) {
+        let name = family.name();
+        let message = format!(
+            "service {service:?}: listens on {entry} and has no {name} server: every connection will be refused"
+        );
+        diagnostics.warning(place.clone(), message, format!("{name} clients get {name} servers"));
+    }
+}
+
+/// Servers of a family that their service does not listen in.
+fn check_servers(
+    service: &str,
+    family: Family,
+    listen: &[AddressPorts],
+    servers: &[Server],
+    places: &[Range<usize>],
+    diagnostics: &mut Diagnostics,
+) {
+    if listen.is_empty() || listen.iter().any(|entry| family.has(entry.address)) {
+        return;
+    }
+    if let Some((server, place)) = servers.iter().zip(places).find(|(server, _)| family.has(server.address)) {
+        let name = family.name();
+        let message =
+            format!("service {service:?}: server {:?}: the service does not listen in {name}", server.name);
+        diagnostics.warning(place.clone(), message, "it will get no connections");
+    }
+}
+
+/// FULLNAT servers without a local address of their family.
+fn check_locals(
+    service: &str,
+    family: Family,
+    spanned: &Spanned<raw::Service>,
+    local: &[AddressPorts],
+    servers: &[Server],
+    diagnostics: &mut Diagnostics,
+) {
+    let needed = |server: &Server| server.mode == Mode::Fullnat && family.has(server.address);
+    if !servers.iter().any(needed) || local.iter().any(|local| family.has(local.address)) {
+        return;
+    }
+    let key = |key: &str| format!("service {service:?}: {key}");
+    let free = match family {
+        Family::V4 => "\"10.0.0.200\"",
+        Family::V6 => "\"fd00::200\"",
+    };
+    let help =
+        format!("add local = [{free}]: a free address of the servers' network, not an interface's own");
+    match &spanned.as_ref().local {
+        Some(typed) if !typed.as_ref().is_empty() => {
+            // One that could not be read may have been it.
+            if typed.as_ref().len() == local.len() {
+                let name = family.name();
+                let message = key(&format!("fullnat needs a local address for its {name} servers"));
+                diagnostics.error(typed.span(), message, format!("no {name} address among these")).help(help);
+            }
+        }
+        _ => {
+            let message = key("fullnat needs a local address");
+            diagnostics.error(spanned.span(), message, "`local` is missing").help(help);
+        }
+    }
+}
+
 /// Ports of local addresses unless said otherwise: all but the well-known ones.
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 1025..=65535;
 
@@ -185,7 +281,9 @@ fn resolve_server(
         Ok(parsed) => parsed,
         Err(why) => {
             let message = format!("{}: {:?} is not possible", key("address"), text.as_ref());
-            diagnostics.error(text.span(), message, why).help("write it as \"10.0.0.11:8080\"");
+            diagnostics
+                .error(text.span(), message, why)
+                .help("write it as \"10.0.0.11:8080\" or \"[fd00::11]:8080\"");
             return None;
         }
     };
@@ -230,5 +328,8 @@ fn server_port(
 }
 
 fn strip_port(text: &str) -> &str {
-    text.rsplit_once(':').map_or(text, |(address, _)| address)
+    match text.rsplit_once("]:") {
+        Some((address, _)) => address.trim_start_matches('['),
+        None => text.rsplit_once(':').map_or(text, |(address, _)| address),
+    }
 }
