@@ -1,6 +1,6 @@
 //! Two hundred connections open at the same time in each mode, all of them served.
 
-use crate::daemon::{Config, Daemon, Driver};
+use crate::daemon::{Config, Daemon, Driver, over_every_driver};
 use crate::lab::{Lab, MODES, PLAIN};
 
 /// Opens all connections before the first request, and closes none before the last answer.
@@ -17,10 +17,11 @@ for sock in socks:
     names[answer.split(b'\\r\\n\\r\\n')[1].decode().strip()] += 1
 print(*sorted(names), *sorted(names.values()))";
 
-#[test]
-fn two_hundred_connections_at_once_are_all_served() {
+over_every_driver!(two_hundred_connections_at_once_are_all_served);
+
+fn two_hundred_connections_at_once_are_all_served(driver: Driver) {
     let mut lab = Lab::new("concurrent", PLAIN);
-    Daemon::start(&mut lab, &Config::new(Driver::Native));
+    Daemon::start(&mut lab, &Config::new(driver));
     for (mode, vip) in MODES {
         let answers = lab.sh("client", &format!("/usr/bin/python3 -c \"{CLIENT}\" {vip}"));
         assert_eq!(answers.trim(), "rs1 rs2 rs3 66 67 67", "{mode}");

@@ -181,21 +181,23 @@ impl Daemon {
         });
     }
 
-    /// The sum over all workers of one of their own counters.
-    pub(crate) fn worker_counter(&self, name: &str) -> u64 {
-        let status: Value =
-            serde_json::from_slice(&self.shunt(&["status", "--workers", "--json"]).stdout).unwrap();
-        let workers = status["workers"].as_array().unwrap();
-        workers.iter().map(|worker| worker["counters"][name].as_u64().unwrap()).sum()
+    /// Each worker's count of one of its own counters.
+    pub(crate) fn worker_counter(&self, name: &str) -> Vec<u64> {
+        let count = |worker: &Value| worker["counters"][name].as_u64().unwrap();
+        self.workers().iter().map(count).collect()
     }
 
-    /// The sum over all receive queues of one of their counters.
-    pub(crate) fn rx_counter(&self, name: &str) -> u64 {
-        let status: Value =
-            serde_json::from_slice(&self.shunt(&["status", "--workers", "--json"]).stdout).unwrap();
-        let workers = status["workers"].as_array().unwrap();
-        let queues = workers.iter().flat_map(|worker| worker["rx"].as_array().unwrap());
-        queues.map(|queue| queue["counters"][name].as_u64().unwrap()).sum()
+    /// Each worker's sum over its receive queues of one of their counters.
+    pub(crate) fn rx_counter(&self, name: &str) -> Vec<u64> {
+        let count = |queue: &Value| queue["counters"][name].as_u64().unwrap();
+        let sum = |worker: &Value| worker["rx"].as_array().unwrap().iter().map(count).sum();
+        self.workers().iter().map(sum).collect()
+    }
+
+    fn workers(&self) -> Vec<Value> {
+        let output = self.shunt(&["status", "--workers", "--json"]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        status["workers"].as_array().unwrap().clone()
     }
 
     /// What it has logged.

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use crate::daemon::{Config, Daemon, Driver};
+use crate::daemon::{Config, Daemon, Driver, over_every_driver};
 use crate::lab::{Lab, MODES, PLAIN, within};
 
-#[test]
-fn a_silently_changed_mac_is_learnt_and_traffic_recovers() {
+over_every_driver!(a_silently_changed_mac_is_learnt_and_traffic_recovers);
+
+fn a_silently_changed_mac_is_learnt_and_traffic_recovers(driver: Driver) {
     let mut lab = Lab::new("neighbour", PLAIN);
-    Daemon::start(&mut lab, &Config { servers: vec![11], ..Config::new(Driver::Native) });
+    Daemon::start(&mut lab, &Config { servers: vec![11], ..Config::new(driver) });
     for (mode, vip) in MODES {
         assert_eq!(lab.get(&format!("http://{vip}/")), "rs1", "{mode}");
     }

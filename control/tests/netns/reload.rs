@@ -1,26 +1,18 @@
 //! A reload while traffic runs: what did not change does not notice.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
-use crate::daemon::{Config, Daemon, Driver};
-use crate::lab::{BULK, Lab, MODES, PLAIN};
+use crate::daemon::{Config, Daemon, Driver, over_every_driver};
+use crate::lab::{BULK, Lab, MODES};
 
-#[test]
-fn a_server_removed_by_reload_leaves_downloads_from_the_others_alone() {
+over_every_driver!(a_server_removed_by_reload_leaves_downloads_from_the_others_alone);
+
+fn a_server_removed_by_reload_leaves_downloads_from_the_others_alone(driver: Driver) {
     let mut lab = Lab::new("reload", BULK);
-    let config = Config::new(Driver::Native);
+    let config = Config::new(driver);
     Daemon::start(&mut lab, &Config { servers: vec![11], ..config.clone() });
-    let sum = lab.sum_of_file("50m");
-    // All on rs1, the only server so far, for some three seconds.
-    let downloads: Vec<_> = MODES
-        .iter()
-        .map(|(_, vip)| {
-            let script = format!("curl -sS --fail --limit-rate 20M http://{vip}/50m | sha256sum");
-            let mut curl = lab.command("client", "bash");
-            curl.args(["-euo", "pipefail", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
-    lab.shunt().serves_every_mode(50);
+    // All on rs1, the only server so far.
+    let downloads = long_downloads(&mut lab);
     lab.shunt().reload(&config);
     for (mode, vip) in MODES {
         assert_eq!(lab.shares(&format!("http://{vip}/"), 6), [2; 3], "{mode}: all three are in");
@@ -29,25 +21,64 @@ fn a_server_removed_by_reload_leaves_downloads_from_the_others_alone() {
     for (mode, vip) in MODES {
         assert_eq!(lab.shares(&format!("http://{vip}/"), 10), [5, 0, 5], "{mode}: rs2 is out");
     }
+    finish(&lab, downloads);
+}
+
+over_every_driver!(a_bad_file_is_refused_and_changes_nothing);
+
+fn a_bad_file_is_refused_and_changes_nothing(driver: Driver) {
+    let mut lab = Lab::new("bad-file", BULK);
+    let config = Config { servers: vec![11], ..Config::new(driver) };
+    Daemon::start(&mut lab, &config);
+    let downloads = long_downloads(&mut lab);
+    let before = lab.shunt().status()["generation"].clone();
+    let file = lab.folder().join("shunt.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    // A wrong type; a file whose end is missing; all is well but for one server.
+    let unfinished = good.clone() + "[[service\n";
+    let one_bad = good.clone() + "[[service.server]]\naddress = \"10.2.0.300:80\"\n";
+    for (text, line) in [
+        ("[[service]]\nname = 7\n", 2),
+        (&unfinished, unfinished.lines().count()),
+        (&one_bad, one_bad.lines().count()),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let refused = lab.shunt().shunt(&["reload"]);
+        assert!(!refused.status.success());
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(&format!("shunt.toml:{line}:")), "file and line {line} are named: {said}");
+        assert_eq!(lab.shunt().status()["generation"], before);
+        for (mode, vip) in MODES {
+            assert_eq!(lab.get(&format!("http://{vip}/")), "rs1", "{mode}");
+        }
+    }
+    finish(&lab, downloads);
+    lab.shunt().reload(&Config::new(driver));
+    assert_eq!(lab.shares("http://203.0.113.10/", 6), [2; 3], "a good file is taken again");
+}
+
+/// 50 MiB in each mode, running from now on and not complete before [`finish`].
+fn long_downloads(lab: &mut Lab) -> Vec<Child> {
+    let start = |vip: &str| {
+        let script = format!(
+            "curl -sS --fail --limit-rate 20M http://{vip}/50m \
+             | {{ head -c 45M; until [ -e \"$0\" ]; do sleep 0.05; done; cat; }} | sha256sum"
+        );
+        let mut curl = lab.command("client", "bash");
+        curl.args(["-euo", "pipefail", "-c", &script]).arg(lab.folder().join("finish"));
+        curl.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let downloads = MODES.iter().map(|(_, vip)| start(vip)).collect();
+    lab.shunt().serves_every_mode(50);
+    downloads
+}
+
+/// Lets the downloads come to their end, which must be a good one.
+fn finish(lab: &Lab, downloads: Vec<Child>) {
+    std::fs::write(lab.folder().join("finish"), "").unwrap();
+    let sum = lab.sum_of_file("50m");
     for (download, (mode, _)) in downloads.into_iter().zip(MODES) {
         let output = download.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), sum, "{mode}: the download went on");
-    }
-}
-
-#[test]
-fn a_bad_file_is_refused_and_changes_nothing() {
-    let mut lab = Lab::new("bad-file", PLAIN);
-    Daemon::start(&mut lab, &Config::new(Driver::Native));
-    let before = lab.shunt().status()["generation"].clone();
-    let file = lab.folder().join("shunt.toml");
-    std::fs::write(&file, "[[service]]\nname = 7\n").unwrap();
-    let refused = lab.shunt().shunt(&["reload"]);
-    assert!(!refused.status.success());
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(said.contains("shunt.toml") && said.contains("2:"), "file and line are named: {said}");
-    assert_eq!(lab.shunt().status()["generation"], before);
-    for (mode, vip) in MODES {
-        assert_eq!(lab.shares(&format!("http://{vip}/"), 3), [1; 3], "{mode}");
     }
 }
