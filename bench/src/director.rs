@@ -7,7 +7,7 @@ use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
 use shunt_engine::port::MacAddr;
@@ -74,12 +74,12 @@ fn snapshot(modes: &[Mode]) -> Snapshot {
             builder.hop(id, hop(MacAddr([0x02, 0, 0, 0, 1, server.id.slot as u8])));
             builder.route(Prefix::host(server.address), id);
         }
-        builder.service(service(number, mode, &servers), servers);
+        builder.service(service(number, mode), servers);
     }
     builder.build()
 }
 
-fn service(number: usize, mode: Mode, servers: &[Server]) -> Service {
+fn service(number: usize, mode: Mode) -> Service {
     let vip = vip(mode);
     let locals = if mode == Mode::Fullnat { LOCAL_ADDRESSES } else { 0 };
     Service {
@@ -87,8 +87,7 @@ fn service(number: usize, mode: Mode, servers: &[Server]) -> Service {
         name: mode.name().into(),
         protocol: Protocol::Tcp,
         listen: vec![Listen { address: ip(vip.address.0), ports: vip.port..=vip.port }],
-        scheduler: SchedulerKind::Rr,
-        candidates: servers.iter().map(|server| Candidate { id: server.id, weight: 1 }).collect(),
+        scheduler: SchedulerKind::Rr.into(),
         locals: (0..locals)
             .map(|index| Local { address: ip(0x0a00_0001 + u32::from(index)), ports: LOCAL_PORTS })
             .collect(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use shunt_dataplane::neigh::NextHop;
 use shunt_dataplane::server::Server;
-use shunt_dataplane::service::{Candidate, Listen, Local, Service};
+use shunt_dataplane::service::{Listen, Local, Service};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_engine::PortId;
 use shunt_engine::steer::Prefix;
@@ -25,7 +25,7 @@ pub struct OpenPort {
     pub info: PortInfo,
 }
 
-/// Builds the snapshot. `numbers` is changed; use a clone until the snapshot is in force.
+/// Builds the snapshot that follows `before`. `numbers` is changed; use a clone until the snapshot is in force.
 ///
 /// # Errors
 /// When there are more services, servers or hops than numbers.
@@ -34,13 +34,14 @@ pub fn compile(
     kernel: &Kernel,
     ports: &[OpenPort],
     numbers: &mut Numbers,
+    before: &Snapshot,
 ) -> Result<Snapshot, NumbersError> {
     numbers.assign(config)?;
     let view = View { config, kernel, ports };
     let routes = view.routes();
     let keys = routes.iter().map(|(_, key, _)| *key).collect();
     numbers.assign_hops(&keys)?;
-    let mut builder = Builder::new();
+    let mut builder = Builder::after(before);
     for port in ports {
         builder.port(port.info.clone());
     }
@@ -189,8 +190,7 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
         name: typed.name.clone(),
         protocol: typed.protocol,
         listen: typed.listen.iter().map(listen).collect(),
-        scheduler: typed.scheduler,
-        candidates: servers.iter().map(|server| Candidate { id: server.id, weight: server.weight }).collect(),
+        scheduler: typed.scheduler.into(),
         locals: typed.local.iter().map(local).collect(),
         out_of_state: typed.out_of_state,
         timeouts: typed.timeouts,
@@ -241,7 +241,9 @@ mod tests {
     #[test]
     fn a_server_on_an_attached_network_is_its_own_hop_and_a_far_one_is_its_gateways() {
         let kernel = director();
-        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let snapshot =
+            compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default(), &Snapshot::default())
+                .unwrap();
         let hop = |address: &str| snapshot.hop(snapshot.route(ip(address)).unwrap()).unwrap();
         let near = hop("10.0.0.11");
         assert_eq!(near.destination, Some(MacAddr([2, 0, 0, 0, 1, 11])));
@@ -263,7 +265,9 @@ mod tests {
         let mut kernel = director();
         kernel.links.push(Link { vlan: Some((3, 42)), ..link(7, "eth1.42") });
         kernel.routes.insert(0, route("10.9.0.0/24", Way::Gateway(7, ip("10.9.0.1"))));
-        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let snapshot =
+            compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default(), &Snapshot::default())
+                .unwrap();
         let hop = snapshot.hop(snapshot.route(ip("10.9.0.5")).unwrap()).unwrap();
         assert_eq!((hop.port, hop.vid, hop.destination), (PortId(1), Some(42), None));
     }
@@ -273,7 +277,9 @@ mod tests {
         let mut kernel = director();
         kernel.links.push(link(9, "mgmt"));
         kernel.routes.insert(0, route("192.0.2.0/24", Way::Attached(9)));
-        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let snapshot =
+            compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default(), &Snapshot::default())
+                .unwrap();
         let hop = snapshot.hop(snapshot.route(ip("192.0.2.5")).unwrap()).unwrap();
         assert_eq!((hop.destination, hop.attached), (None, false));
     }
@@ -283,7 +289,9 @@ mod tests {
         let mut kernel = director();
         let vip = crate::kernel::Address { link: 2, address: ip("203.0.113.10"), prefix_len: 32 };
         kernel.addresses.insert(0, vip);
-        let snapshot = compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let snapshot =
+            compile(&config(FILE), &kernel, &ports(&kernel), &mut Numbers::default(), &Snapshot::default())
+                .unwrap();
         let hop = snapshot.hop(snapshot.route(ip("198.51.100.1")).unwrap()).unwrap();
         assert_eq!(hop.address, Some(ip("203.0.113.1")));
     }
@@ -327,7 +335,14 @@ mod tests {
     #[test]
     fn ipv6_hops_have_ipv6_addresses_that_others_can_answer_to() {
         let kernel = dual();
-        let snapshot = compile(&config(FILE_V6), &kernel, &ports(&kernel), &mut Numbers::default()).unwrap();
+        let snapshot = compile(
+            &config(FILE_V6),
+            &kernel,
+            &ports(&kernel),
+            &mut Numbers::default(),
+            &Snapshot::default(),
+        )
+        .unwrap();
         let hop = |address: &str| snapshot.hop(snapshot.route(ip(address)).unwrap()).unwrap();
         assert_eq!(hop("fd00::11").address, Some(ip("fd00::1")));
         assert_eq!(hop("10.0.0.11").address, Some(ip("10.0.0.1")));
@@ -350,12 +365,13 @@ mod tests {
     fn a_reload_keeps_numbers_and_changes_weights() {
         let kernel = director();
         let mut numbers = Numbers::default();
-        let before = compile(&config(FILE), &kernel, &ports(&kernel), &mut numbers).unwrap();
+        let before =
+            compile(&config(FILE), &kernel, &ports(&kernel), &mut numbers, &Snapshot::default()).unwrap();
         let other = FILE.replace(
             "address = \"10.0.0.11:8080\"",
             "address = \"10.0.0.13:80\"\n[[service.server]]\naddress = \"10.0.0.11:8080\"\nweight = 7",
         );
-        let after = compile(&config(&other), &kernel, &ports(&kernel), &mut numbers).unwrap();
+        let after = compile(&config(&other), &kernel, &ports(&kernel), &mut numbers, &before).unwrap();
         let find = |snapshot: &Snapshot, address: &str| {
             let server = snapshot.servers().find(|server| server.address == ip(address)).unwrap();
             (server.id, server.weight)

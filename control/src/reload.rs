@@ -40,7 +40,7 @@ impl Daemon {
             return Err(conflicts.join("\n"));
         }
         let mut numbers = self.numbers.clone();
-        let compiled = compile(&config, &self.kernel, &self.ports, &mut numbers);
+        let compiled = compile(&config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current());
         let snapshot = compiled.map_err(|error| format!("{}: {error}", self.file.display()))?;
         let rules = snapshot.steering();
         self.widen(&rules).await?;
@@ -136,7 +136,7 @@ impl Daemon {
             return;
         }
         let mut numbers = self.numbers.clone();
-        match compile(&self.config, &self.kernel, &self.ports, &mut numbers) {
+        match compile(&self.config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current()) {
             Ok(snapshot) => {
                 self.numbers = numbers;
                 self.publisher.publish(snapshot);

@@ -201,7 +201,7 @@ impl Daemon {
         let ports = open_ports(&devices, &kernel);
         fits(&config, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
-        let snapshot = compile(&config, &kernel, &ports, &mut numbers)?;
+        let snapshot = compile(&config, &kernel, &ports, &mut numbers, &Snapshot::default())?;
         let (publisher, readers) = publish::channel(snapshot, workers);
         let pipelines = pipelines(&config, readers)?;
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();

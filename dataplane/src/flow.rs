@@ -9,7 +9,7 @@ use crate::icmp::Quoted;
 use crate::ip::Ip;
 use crate::laddr::LocalPorts;
 use crate::pipeline::Config;
-use crate::scheduler::SchedulerState;
+use crate::scheduler::{Request, SchedulerState};
 use crate::server::{Mode, Server};
 use crate::service::{OutOfState, Service};
 use crate::shared::Shared;
@@ -230,8 +230,10 @@ impl<A: Ip> Flows<A> {
         if !may_be_client(packet.tuple.src.address, cx.snapshot) {
             return Decision::Drop(DropReason::BadSource);
         }
-        let picked = cx.shared.schedulers.pick(service.id, service.scheduler, &service.candidates);
-        let Some(server) = picked.and_then(|index| cx.snapshot.server(service.candidates[index].id)) else {
+        let request = Request::new(&packet.tuple);
+        let pools = cx.snapshot.pools(service.id);
+        let picked = pools.and_then(|pools| cx.shared.schedulers.pick(service.id, pools.of::<A>(), &request));
+        let Some(server) = picked.and_then(|id| cx.snapshot.server(id)) else {
             transmit::unreachable::<A>(cx, &packet.meta, frame);
             return Decision::Drop(DropReason::NoServer);
         };

@@ -210,7 +210,7 @@ mod tests {
     use crate::neigh::{HopId, NextHop};
     use crate::scheduler::SchedulerKind;
     use crate::server::{Mode, Server, ServerId};
-    use crate::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
+    use crate::service::{Listen, Local, OutOfState, Service, ServiceId};
     use crate::snapshot::{Builder, PortInfo};
     use crate::tuple::{Endpoint, Protocol, Tuple};
     use crate::verdict::DropReason;
@@ -249,8 +249,7 @@ mod tests {
             name: "web".into(),
             protocol: Protocol::Tcp,
             listen: vec![Listen { address: ip(VIP.address), ports: VIP.port..=VIP.port }],
-            scheduler: SchedulerKind::Rr,
-            candidates: vec![Candidate { id, weight: 1 }],
+            scheduler: SchedulerKind::Rr.into(),
             locals: vec![Local { address: ip(LOCAL), ports: 1024..=2047 }],
             out_of_state: OutOfState::Reset,
             timeouts: Timeouts::default(),

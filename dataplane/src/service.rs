@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::conn::Timeouts;
-use crate::scheduler::SchedulerKind;
-use crate::server::ServerId;
+use crate::scheduler::Scheduler;
 use crate::tuple::{EndpointKey, KeyHasher, Protocol};
 
 /// The stable number of a service: index into [`crate::snapshot::Snapshot::services`] and per-worker state.
@@ -42,15 +41,6 @@ pub struct Local {
     pub ports: RangeInclusive<u16>,
 }
 
-/// A server as a scheduler sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Who.
-    pub id: ServerId,
-    /// Its weight; 0 is never picked.
-    pub weight: u32,
-}
-
 /// A service, as workers see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -63,15 +53,23 @@ pub struct Service {
     /// Where it answers.
     pub listen: Vec<Listen>,
     /// How a server is picked.
-    pub scheduler: SchedulerKind,
-    /// Among whom, in the configuration's order.
-    pub candidates: Vec<Candidate>,
+    pub scheduler: Scheduler,
     /// FULLNAT local addresses.
     pub locals: Vec<Local>,
     /// Packets without connection.
     pub out_of_state: OutOfState,
     /// State timeouts.
     pub timeouts: Timeouts,
+}
+
+impl Service {
+    /// The port it answers on, if it is one and the same everywhere.
+    pub fn single_port(&self) -> Option<u16> {
+        let (first, rest) = self.listen.split_first()?;
+        let port = *first.ports.start();
+        let same = |listen: &Listen| listen.ports == (port..=port);
+        (same(first) && rest.iter().all(same)).then_some(port)
+    }
 }
 
 type Ranges = Vec<(RangeInclusive<u16>, ServiceId)>;
@@ -125,6 +123,7 @@ impl ServiceIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::SchedulerKind;
     use crate::server::Mode;
 
     fn service(id: u32, protocol: Protocol, listen: &[(&str, RangeInclusive<u16>)]) -> Service {
@@ -136,8 +135,7 @@ mod tests {
             name: format!("s{id}"),
             protocol,
             listen: listen.collect(),
-            scheduler: SchedulerKind::Rr,
-            candidates: Vec::new(),
+            scheduler: SchedulerKind::Rr.into(),
             locals: Vec::new(),
             out_of_state: OutOfState::Drop,
             timeouts: Timeouts::default(),

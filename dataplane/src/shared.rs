@@ -36,7 +36,7 @@ impl Shared {
         Self {
             worker: config.worker,
             home: Home::new(config.workers, config.secret),
-            schedulers: SchedulerState::new(services, servers, config.seed()),
+            schedulers: SchedulerState::new(services, servers, config.secret[0]).for_worker(config.worker),
             originated: Originated::default(),
             peers: Vec::new(),
             next_loads: Instant::ZERO,

@@ -7,7 +7,7 @@ use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::Config;
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
 use shunt_engine::port::MacAddr;
@@ -78,7 +78,7 @@ pub(crate) fn snapshot(generation: u32) -> Snapshot {
             builder.hop(id, hop(MacAddr([2, 0, 0, 0, 1, server.id.slot as u8])));
             builder.route(Prefix::host(server.address), id);
         }
-        builder.service(service(mode, protocol, &servers), servers);
+        builder.service(service(mode, protocol), servers);
     }
     builder.build()
 }
@@ -96,7 +96,7 @@ fn server(mode: Mode, protocol: Protocol, slot: u32, generation: u32) -> Server 
     }
 }
 
-fn service(mode: Mode, protocol: Protocol, servers: &[Server]) -> Service {
+fn service(mode: Mode, protocol: Protocol) -> Service {
     let (number, vip) = (number(mode, protocol), vip(mode, protocol));
     let locals = if mode == Mode::Fullnat { 4 } else { 0 };
     Service {
@@ -104,8 +104,7 @@ fn service(mode: Mode, protocol: Protocol, servers: &[Server]) -> Service {
         name: format!("{}-{protocol}", mode.name()),
         protocol,
         listen: vec![Listen { address: ip(vip.address.0), ports: vip.port..=vip.port }],
-        scheduler: [SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][number as usize % 3],
-        candidates: servers.iter().map(|s| Candidate { id: s.id, weight: s.weight }).collect(),
+        scheduler: [SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][number as usize % 3].into(),
         locals: (0..locals).map(|n| Local { address: ip(0x0a00_0001 + n), ports: 1024..=65535 }).collect(),
         out_of_state: OutOfState::Reset,
         timeouts: Timeouts::default(),

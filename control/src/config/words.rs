@@ -96,14 +96,10 @@ impl Word for Mode {
 /// `service.scheduler`.
 impl Word for SchedulerKind {
     const KIND: &'static str = "scheduler";
-    const ALL: &'static [Self] = &[Self::Rr, Self::Wrr, Self::Wlc];
+    const ALL: &'static [Self] = &SchedulerKind::ALL;
 
     fn word(self) -> &'static str {
-        match self {
-            Self::Rr => "rr",
-            Self::Wrr => "wrr",
-            Self::Wlc => "wlc",
-        }
+        self.name()
     }
 }
 

@@ -1,10 +1,15 @@
 //! `rr`: the servers in turn, weights ignored except 0, which takes no connections.
 
-use super::ServiceState;
-use crate::service::Candidate;
+use super::pool::Candidate;
+use super::state::{Servers, ServiceState};
 
 /// The candidate after the one picked last. Where that one is gone, its place is where the turn goes on.
-pub(super) fn pick(candidates: &[Candidate], state: &mut ServiceState, seed: u64) -> Option<usize> {
+pub(super) fn pick(
+    candidates: &[Candidate],
+    state: &mut ServiceState,
+    servers: &Servers,
+    seed: u64,
+) -> Option<usize> {
     let count = candidates.len();
     if count == 0 {
         return None;
@@ -19,28 +24,30 @@ pub(super) fn pick(candidates: &[Candidate], state: &mut ServiceState, seed: u64
             }
         }
     };
-    let picked = (start..start + count).map(|i| i % count).find(|&i| candidates[i].weight > 0)?;
+    let picked = (start..start + count).map(|i| i % count).find(|&i| servers.takes(&candidates[i]))?;
     state.last = Some((candidates[picked].id, picked));
     Some(picked)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{candidates, shares};
-    use super::super::{SchedulerKind, SchedulerState};
-    use crate::service::{Candidate, ServiceId};
+    use super::super::testing::{candidates, pick, pool, pool_of, request, shares};
+    use super::super::{Candidate, SchedulerKind, SchedulerState};
+    use crate::service::ServiceId;
     use proptest::prelude::*;
 
+    const RR: SchedulerKind = SchedulerKind::Rr;
+
     fn sequence(state: &mut SchedulerState, candidates: &[Candidate], picks: usize) -> Vec<u32> {
-        let mut pick = || state.pick(ServiceId(0), SchedulerKind::Rr, candidates).unwrap();
-        (0..picks).map(|_| candidates[pick()].id.slot).collect()
+        let pool = pool_of(RR, candidates);
+        (0..picks).map(|_| pick(state, &pool).unwrap()).collect()
     }
 
     #[test]
     fn a_million_picks_are_shared_evenly() {
         let mut state = SchedulerState::new(1, 8, 3);
         let weights = [1, 5, 0, 1, 100, 0, 7, 1];
-        let shares = shares(&mut state, SchedulerKind::Rr, &candidates(&weights), 1_000_000);
+        let shares = shares(&mut state, &pool(RR, &weights), 1_000_000);
         for (share, weight) in shares.into_iter().zip(weights) {
             let expected = if weight == 0 { 0 } else { 1_000_000 / 6 };
             assert!(share.abs_diff(expected) <= 1, "{share}");
@@ -51,7 +58,7 @@ mod tests {
     fn a_reload_goes_on_where_the_turn_was() {
         let mut state = SchedulerState::new(1, 8, 3);
         let all = candidates(&[1, 1, 1, 1, 1]);
-        while state.pick(ServiceId(0), SchedulerKind::Rr, &all) != Some(2) {}
+        while sequence(&mut state, &all, 1) != [2] {}
         // 0 is removed: the next is still 3.
         let without_first = all[1..].to_vec();
         assert_eq!(sequence(&mut state, &without_first, 4), [3, 4, 1, 2]);
@@ -65,12 +72,12 @@ mod tests {
     #[test]
     fn services_have_turns_of_their_own() {
         let mut state = SchedulerState::new(2, 2, 3);
-        let all = candidates(&[1, 1]);
-        let first = state.pick(ServiceId(0), SchedulerKind::Rr, &all).unwrap();
+        let pool = pool(RR, &[1, 1]);
+        let first = pick(&mut state, &pool).unwrap();
         for _ in 0..3 {
-            state.pick(ServiceId(1), SchedulerKind::Rr, &all);
+            state.pick(ServiceId(1), &pool, &request(0));
         }
-        assert_eq!(state.pick(ServiceId(0), SchedulerKind::Rr, &all), Some(1 - first));
+        assert_eq!(pick(&mut state, &pool), Some(1 - first));
     }
 
     proptest! {

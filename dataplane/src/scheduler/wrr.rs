@@ -1,8 +1,8 @@
 //! `wrr`: each server in proportion to its weight, as evenly spread as it goes. LVS's own `wrr` sends bursts to heavy
 //! servers; this one is smooth: every pick owes each server its weight, and the one owed most pays for the whole round.
 
-use super::{Servers, ServiceState, random};
-use crate::service::Candidate;
+use super::pool::Candidate;
+use super::state::{Servers, ServiceState, random};
 
 /// The candidate that is owed most; the earlier one when two are owed the same.
 pub(super) fn pick(
@@ -11,7 +11,8 @@ pub(super) fn pick(
     servers: &mut Servers,
     seed: u64,
 ) -> Option<usize> {
-    let total: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
+    let takers = candidates.iter().filter(|candidate| servers.takes(candidate));
+    let total: u64 = takers.map(|candidate| u64::from(candidate.weight)).sum();
     if total == 0 {
         return None;
     }
@@ -20,7 +21,10 @@ pub(super) fn pick(
         state.total = total;
     }
     let mut best: Option<(usize, i64)> = None;
-    for (place, candidate) in candidates.iter().enumerate().filter(|(_, candidate)| candidate.weight > 0) {
+    for (place, candidate) in candidates.iter().enumerate() {
+        if !servers.takes(candidate) {
+            continue;
+        }
         let server = servers.tenant(candidate.id);
         // Less than a round's worth, at random: where the sequence starts, and less than one pick of unfairness.
         let start = || (random(seed, u64::from(candidate.id.slot)) % total) as i64;
@@ -50,19 +54,18 @@ fn rescale(candidates: &[Candidate], servers: &mut Servers, before: u64, total: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{candidates, shares};
+    use super::super::testing::{pick, pool, shares};
     use super::super::{SchedulerKind, SchedulerState};
-    use crate::service::ServiceId;
     use proptest::prelude::*;
 
     const WRR: SchedulerKind = SchedulerKind::Wrr;
 
     /// The longest run of picks of one server.
     fn burst_max(weights: &[u32], picks: usize) -> usize {
-        let all = candidates(weights);
+        let pool = pool(WRR, weights);
         let mut state = SchedulerState::new(1, weights.len(), 3);
-        let picks: Vec<_> = (0..picks).map(|_| state.pick(ServiceId(0), WRR, &all).unwrap()).collect();
-        picks.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap()
+        let picks: Vec<_> = (0..picks).map(|_| pick(&mut state, &pool).unwrap()).collect();
+        picks.chunk_by(|a, b| a == b).map(<[u32]>::len).max().unwrap()
     }
 
     #[test]
@@ -70,7 +73,7 @@ mod tests {
         for weights in [vec![1, 2, 3, 4], vec![65535, 1, 100, 0], vec![7; 9], vec![5, 1, 1]] {
             let total: u32 = weights.iter().sum();
             let mut state = SchedulerState::new(1, 9, 5);
-            let shares = shares(&mut state, WRR, &candidates(&weights), 1_000_000);
+            let shares = shares(&mut state, &pool(WRR, &weights), 1_000_000);
             for (&share, &weight) in shares.iter().zip(&weights) {
                 let expected = 1e6 * f64::from(weight) / f64::from(total);
                 assert!((f64::from(share) - expected).abs() <= 2.0, "{weights:?}: {shares:?}");
@@ -95,9 +98,9 @@ mod tests {
             [([60_000, 60_000, 1], [1, 1, 1]), ([1, 1, 1], [60_000, 60_000, 1]), ([0, 5, 9], [3, 3, 3])]
         {
             let mut state = SchedulerState::new(1, 3, 5);
-            shares(&mut state, WRR, &candidates(&before), 1017);
+            shares(&mut state, &pool(WRR, &before), 1017);
             let picks = 3000;
-            let shares = shares(&mut state, WRR, &candidates(&after), picks);
+            let shares = shares(&mut state, &pool(WRR, &after), picks);
             let total: u32 = after.iter().sum();
             for (share, weight) in shares.into_iter().zip(after) {
                 let expected = f64::from(picks) * f64::from(weight) / f64::from(total);
@@ -111,11 +114,11 @@ mod tests {
 
     #[test]
     fn a_reload_that_changes_nothing_keeps_the_sequence() {
-        let all = candidates(&[3, 2, 1]);
+        let all = pool(WRR, &[3, 2, 1]);
         let (mut one, mut other) = (SchedulerState::new(1, 3, 5), SchedulerState::new(1, 3, 5));
         for _ in 0..100 {
-            let reloaded = all.clone();
-            assert_eq!(one.pick(ServiceId(0), WRR, &all), other.pick(ServiceId(0), WRR, &reloaded));
+            let reloaded = pool(WRR, &[3, 2, 1]);
+            assert_eq!(pick(&mut one, &all), pick(&mut other, &reloaded));
         }
     }
 
@@ -126,11 +129,11 @@ mod tests {
         ) {
             let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
             prop_assume!(total > 0);
-            let all = candidates(&weights);
+            let all = pool(WRR, &weights);
             let mut state = SchedulerState::new(1, 12, seed);
             let mut picked = vec![0u64; weights.len()];
             for round in 1..=500u64 {
-                picked[state.pick(ServiceId(0), WRR, &all).unwrap()] += 1;
+                picked[pick(&mut state, &all).unwrap() as usize] += 1;
                 for (&count, &weight) in picked.iter().zip(&weights) {
                     let expected = round as f64 * f64::from(weight) / total as f64;
                     let allowed = if weight == 0 { 0.0 } else { weights.len() as f64 };

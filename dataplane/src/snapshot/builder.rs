@@ -7,6 +7,7 @@ use shunt_engine::steer::Prefix;
 use super::{PortInfo, Snapshot};
 use crate::neigh::{HopId, NextHop};
 use crate::route::Routes;
+use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
 use crate::service::{Service, ServiceIndex};
 
@@ -15,12 +16,18 @@ use crate::service::{Service, ServiceIndex};
 pub struct Builder {
     snapshot: Snapshot,
     routes: Vec<(Prefix, HopId)>,
+    before: Vec<Option<Pools>>,
 }
 
 impl Builder {
     /// An empty snapshot's parts.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, for the snapshot that follows `before`: schedulers' tables that would be the same are taken from there.
+    pub fn after(before: &Snapshot) -> Self {
+        Self { before: before.pools.clone(), ..Self::default() }
     }
 
     /// Adds a port; ports are numbered in the order they are added.
@@ -50,11 +57,14 @@ impl Builder {
         self
     }
 
-    /// Adds a service with its servers. Servers' next hops are looked up in the routes by [`Self::build`].
+    /// Adds a service with its servers, in the configuration's order. Servers' next hops are looked up in the routes by [`Self::build`].
     pub fn service(&mut self, service: Service, servers: Vec<Server>) -> &mut Self {
         for local in &service.locals {
             self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
         }
+        let slot = service.id.0 as usize;
+        let before = self.before.get(slot).and_then(Option::as_ref);
+        put(&mut self.snapshot.pools, slot, Pools::new(&service, &servers, before));
         for server in servers {
             if server.mode == Mode::Nat {
                 // Without a port of its own it answers from the one that was called.
@@ -66,7 +76,7 @@ impl Builder {
             }
             put(&mut self.snapshot.servers, server.id.slot as usize, server);
         }
-        put(&mut self.snapshot.services, service.id.0 as usize, Arc::new(service));
+        put(&mut self.snapshot.services, slot, Arc::new(service));
         self
     }
 

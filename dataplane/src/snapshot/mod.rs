@@ -14,6 +14,7 @@ pub use endpoints::Endpoints;
 
 use crate::neigh::{HopId, NextHop};
 use crate::route::Routes;
+use crate::scheduler::Pools;
 use crate::server::{Server, ServerId};
 use crate::service::{Service, ServiceId, ServiceIndex};
 
@@ -21,6 +22,7 @@ use crate::service::{Service, ServiceId, ServiceIndex};
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     services: Vec<Option<Arc<Service>>>,
+    pools: Vec<Option<Pools>>,
     index: ServiceIndex,
     servers: Vec<Option<Server>>,
     locals: Endpoints,
@@ -46,6 +48,12 @@ impl Snapshot {
     #[inline]
     pub fn service(&self, id: ServiceId) -> Option<&Service> {
         self.services.get(id.0 as usize)?.as_deref()
+    }
+
+    /// The servers that connections of the service in slot `id` are scheduled to.
+    #[inline]
+    pub fn pools(&self, id: ServiceId) -> Option<&Pools> {
+        self.pools.get(id.0 as usize)?.as_ref()
     }
 
     /// All services.

@@ -15,7 +15,7 @@ use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
 use shunt_dataplane::verdict::DropReason;
@@ -196,8 +196,7 @@ impl World {
             name: format!("{}-{protocol}", mode.name()),
             protocol,
             listen: vec![Listen { address: ip(VIP), ports: port..=port }],
-            scheduler: SchedulerKind::Wlc,
-            candidates: servers.iter().map(|s| Candidate { id: s.id, weight: s.weight }).collect(),
+            scheduler: SchedulerKind::Wlc.into(),
             locals: match mode {
                 Mode::Fullnat => vec![Local { address: ip(LOCAL), ports: 20_000..=20_999 }],
                 Mode::Nat | Mode::Dr | Mode::Tun => Vec::new(),

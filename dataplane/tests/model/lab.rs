@@ -7,7 +7,7 @@ use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Candidate, Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
 use shunt_dataplane::verdict::DropReason;
@@ -129,8 +129,7 @@ impl Setup {
                 name: format!("service{number}"),
                 protocol,
                 listen: vec![Listen { address: ip(VIP), ports: vip(number).port..=vip(number).port }],
-                scheduler: self.schedulers[number],
-                candidates: servers.iter().map(|s| Candidate { id: s.id, weight: s.weight }).collect(),
+                scheduler: self.schedulers[number].into(),
                 locals: vec![Local { address: ip(local_address(number)), ports: LOCAL_PORTS }],
                 out_of_state,
                 timeouts: Timeouts::default(),

@@ -283,18 +283,48 @@ impl Model {
                 let again = last_pick == Some(self.setup.id(slot));
                 assert!(!again || eligible.len() == 1, "rr picked {slot} twice among {eligible:?}");
             }
-            SchedulerKind::Wrr => {}
-            SchedulerKind::Wlc => {
-                let cost = |slot| {
-                    let (active, inactive) = self.counts(self.setup.id(slot), None);
-                    256 * active + inactive
-                };
-                let weight = |slot: usize| u64::from(self.setup.slots[slot].weight);
-                let cheaper = |&&other: &&usize| cost(other) * weight(slot) < cost(slot) * weight(other);
-                let cheapest = eligible.iter().find(cheaper);
-                assert!(cheapest.is_none(), "wlc picked {slot}, but {cheapest:?} is cheaper");
+            SchedulerKind::Lc => {
+                self.check_cheapest(slot, eligible, |active, inactive, _| (256 * active + inactive, 1))
             }
+            SchedulerKind::Wlc => {
+                self.check_cheapest(slot, eligible, |active, inactive, weight| {
+                    (256 * active + inactive, weight)
+                });
+            }
+            SchedulerKind::Nq if eligible.iter().any(|&other| self.active(other) == 0) => {
+                assert_eq!(self.active(slot), 0, "nq picked {slot}, but others among {eligible:?} are idle");
+            }
+            SchedulerKind::Sed | SchedulerKind::Nq => {
+                self.check_cheapest(slot, eligible, |active, _, weight| (active + 1, weight));
+            }
+            SchedulerKind::Fo => {
+                let weight = |slot: usize| self.setup.slots[slot].weight;
+                let heavier = eligible.iter().find(|&&other| weight(other) > weight(slot));
+                assert_eq!(heavier, None, "fo picked {slot}");
+            }
+            SchedulerKind::Ovf => assert!(self.active(slot) <= self.setup.slots[slot].weight.into()),
+            SchedulerKind::Wrr | SchedulerKind::Sh | SchedulerKind::Dh | SchedulerKind::Twos => {}
         }
+    }
+
+    fn active(&self, slot: usize) -> u64 {
+        self.counts(self.setup.id(slot), None).0
+    }
+
+    /// Nobody has a lower cost by weight; both are said by `price` of (active, inactive, weight).
+    fn check_cheapest(&self, slot: usize, eligible: &[usize], price: impl Fn(u64, u64, u64) -> (u64, u64)) {
+        let price = |slot: usize| {
+            let (active, inactive) = self.counts(self.setup.id(slot), None);
+            price(active, inactive, self.setup.slots[slot].weight.into())
+        };
+        let (cost, weight) = price(slot);
+        let cheaper = |&&other: &&usize| {
+            let (its_cost, its_weight) = price(other);
+            its_cost * weight < cost * its_weight
+        };
+        let cheapest = eligible.iter().find(cheaper);
+        let kind = self.setup.schedulers[slot / SERVERS];
+        assert!(cheapest.is_none(), "{kind:?} picked {slot}, but {cheapest:?} is cheaper");
     }
 
     fn server(&mut self, place: usize, flags: u8, queue: usize) {
@@ -440,14 +470,18 @@ fn run(schedulers: [SchedulerKind; SERVICES.len()], workers: usize, ops: Vec<Op>
     }
 }
 
+/// All schedulers that find a server whenever there is one with a weight: `ovf` refuses when all are full.
+fn scheduler() -> impl Strategy<Value = SchedulerKind> {
+    let all = prop::sample::select(&SchedulerKind::ALL[..]);
+    all.prop_filter("refuses when all are full", |&kind| kind != SchedulerKind::Ovf)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn one_worker_does_what_the_model_does(
-        schedulers in proptest::array::uniform(prop::sample::select(
-            &[SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][..],
-        )),
+        schedulers in proptest::array::uniform(scheduler()),
         ops in prop::collection::vec(op(), 1..120),
     ) {
         run(schedulers, 1, ops);
@@ -455,9 +489,7 @@ proptest! {
 
     #[test]
     fn three_workers_do_what_the_model_does(
-        schedulers in proptest::array::uniform(prop::sample::select(
-            &[SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][..],
-        )),
+        schedulers in proptest::array::uniform(scheduler()),
         ops in prop::collection::vec(op(), 1..120),
     ) {
         run(schedulers, 3, ops);
