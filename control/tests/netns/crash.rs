@@ -14,28 +14,19 @@ over_every_driver!(a_killed_daemon_leaves_no_reset_behind);
 fn a_killed_daemon_leaves_no_reset_behind(driver: Driver) {
     let mut lab = Lab::new("crash", BULK);
     Daemon::start(&mut lab, &Config { servers: vec![11], ..Config::new(driver) });
-    let downloads: Vec<_> = MODES
-        .iter()
-        .map(|(_, vip)| {
-            let mut curl = lab.command("client", "curl");
-            curl.args([
-                "-sS",
-                "-m",
-                "3",
-                "-o",
-                "/dev/null",
-                "--limit-rate",
-                "5M",
-                &format!("http://{vip}/50m"),
-            ]);
-            curl.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-        })
-        .collect();
+    let mut downloads = MODES.map(|(_, vip)| {
+        let mut curl = lab.command("client", "curl");
+        curl.args(["-sS", "-m", "8", "-o", "/dev/null", "--limit-rate", "5M", &format!("http://{vip}/50m")]);
+        curl.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    });
     lab.shunt().serves_every_mode(50);
     let daemon = lab.daemon.take().unwrap();
     daemon.end(Signal::KILL);
+    for download in &mut downloads {
+        assert!(download.try_wait().unwrap().is_none(), "the download runs while the daemon is killed");
+    }
     // The clients go on sending until their time is up, and the kernel of the director hears all of it.
-    for mut download in downloads {
+    for download in &mut downloads {
         assert!(!download.wait().unwrap().success(), "the download was cut");
     }
     assert!(lab.sh("director", "nft list tables").contains("inet shunt"), "the guard outlives the daemon");
