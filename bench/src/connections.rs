@@ -91,7 +91,7 @@ fn segment(tuple: &Tuple<V4>, flags: u8) -> [u8; FRAME_BYTES] {
 }
 
 /// Fisher and Yates's shuffle, driven by Marsaglia's xorshift.
-fn shuffle<T>(items: &mut [T]) {
+pub(crate) fn shuffle<T>(items: &mut [T]) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for last in (1..items.len()).rev() {
         state ^= state << 13;

@@ -2,7 +2,7 @@
 //! in memory.
 //!
 //! Read in this order: [`director`] (what is configured), [`wire`] (where frames come from and go), [`rig`] (the loop
-//! between them), [`connections`] (how flows are opened), [`pipeline`] (what is measured), [`report`] (what is said).
+//! between them), [`connections`] (how flows are opened), [`pipeline`] (what is measured), [`table`] (the connection table alone), [`report`] (what is said).
 
 pub mod alloc;
 pub mod baseline;
@@ -12,4 +12,5 @@ pub mod machine;
 pub mod pipeline;
 pub mod report;
 pub mod rig;
+pub mod table;
 pub mod wire;

@@ -3,7 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 use shunt_bench::machine::Machine;
 use shunt_bench::pipeline::{Effort, measure};
-use shunt_bench::report::{self, Report};
+use shunt_bench::report::{self, Report, TableReport};
+use shunt_bench::table;
 use shunt_dataplane::server::Mode;
 
 /// Benchmarks of shunt's packet path.
@@ -18,6 +19,22 @@ struct Arguments {
 enum Command {
     /// CPU time per packet of established flows: the real worker loop and pipeline over an in-memory port, one core.
     Pipeline(Pipeline),
+    /// Memory per connection, and what finding, adding and removing one costs, beside hashbrown in the same run.
+    Table(Table),
+}
+
+#[derive(Debug, Args)]
+struct Table {
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Numbers of connections, separated by commas. The table is full with them.
+    #[arg(long, value_delimiter = ',', default_value = "10000,1000000",
+        value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+    connections: Vec<u32>,
+    /// Rounds, both in turns; the best counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
 }
 
 #[derive(Debug, Args)]
@@ -52,8 +69,31 @@ fn mode(word: &str) -> Result<Mode, String> {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Command::Pipeline(arguments) = Arguments::parse().command;
-    pipeline(arguments)
+    match Arguments::parse().command {
+        Command::Pipeline(arguments) => pipeline(arguments),
+        Command::Table(arguments) => table(arguments),
+    }
+}
+
+fn table(arguments: Table) -> anyhow::Result<()> {
+    let Table { json, connections, rounds } = arguments;
+    let machine = Machine::prepare();
+    if !json {
+        println!("{}", report::table_head(&machine));
+    }
+    let mut runs = Vec::with_capacity(2 * connections.len());
+    for connections in connections {
+        for run in table::measure(connections, rounds)? {
+            if !json {
+                println!("{}", report::table_rows(&run));
+            }
+            runs.push(run);
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(&TableReport { machine, runs })?);
+    }
+    Ok(())
 }
 
 fn pipeline(arguments: Pipeline) -> anyhow::Result<()> {

@@ -65,13 +65,120 @@ pub struct Run {
     pub buffer_pages: &'static str,
 }
 
+/// All of the connection table's.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableReport {
+    /// Where it ran.
+    pub machine: Machine,
+    /// What was measured.
+    pub runs: Vec<TableRun>,
+}
+
+/// A full connection table of one family, beside hashbrown with the same connections. All connections are FULLNAT: each
+/// is found by two tuples.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableRun {
+    /// The address family.
+    pub family: &'static str,
+    /// Connections, and the capacity of the table.
+    pub connections: u32,
+    /// Memory of the table by its connections: records, both directions' slots, timers.
+    #[serde(serialize_with = "hundredths")]
+    pub bytes_per_connection: f64,
+    /// Memory of hashbrown's table and a slab of the same records, by the connections; no timers.
+    #[serde(serialize_with = "hundredths")]
+    pub hashbrown_bytes_per_connection: f64,
+    /// What the table takes.
+    pub table: Costs,
+    /// What hashbrown takes.
+    pub hashbrown: Costs,
+    /// Rounds of both in turns; the best of each figure counts.
+    pub rounds: u32,
+}
+
+/// Nanoseconds of CPU time.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Costs {
+    /// To find a connection by one of its tuples and read its record, tuples in a random order, one after the other.
+    #[serde(serialize_with = "hundredths")]
+    pub hit_ns: f64,
+    /// To find that there is none.
+    #[serde(serialize_with = "hundredths")]
+    pub miss_ns: f64,
+    /// To add a connection with both tuples.
+    #[serde(serialize_with = "hundredths")]
+    pub insert_ns: f64,
+    /// To remove one.
+    #[serde(serialize_with = "hundredths")]
+    pub delete_ns: f64,
+}
+
+impl Costs {
+    /// Before anything was measured.
+    pub const WORST: Self =
+        Self { hit_ns: f64::MAX, miss_ns: f64::MAX, insert_ns: f64::MAX, delete_ns: f64::MAX };
+
+    /// The lower of each figure.
+    #[must_use]
+    pub const fn best(self, other: Self) -> Self {
+        Self {
+            hit_ns: self.hit_ns.min(other.hit_ns),
+            miss_ns: self.miss_ns.min(other.miss_ns),
+            insert_ns: self.insert_ns.min(other.insert_ns),
+            delete_ns: self.delete_ns.min(other.delete_ns),
+        }
+    }
+}
+
 /// Nobody measures finer than that.
 fn hundredths<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((value * 100.0).round() / 100.0)
 }
 
-/// The head of the table.
+/// The head of the table of runs.
 pub fn head(machine: &Machine) -> String {
+    let mut out = place(machine);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        out,
+        "{:<8} {:>9} {:>10} {:>12} {:>7} {:>9} {:>6}",
+        "mode", "flows", "ns/packet", "baseline ns", "Mpps", "median ns", "pages"
+    );
+    out
+}
+
+/// The head of the table of connection tables.
+pub fn table_head(machine: &Machine) -> String {
+    let mut out = place(machine);
+    let _ = write!(
+        out,
+        "{:<6} {:>11} {:<9} {:>10} {:>7} {:>7} {:>7} {:>7}",
+        "family", "connections", "table", "bytes/conn", "hit", "miss", "insert", "delete"
+    );
+    out
+}
+
+/// Two rows: the connection table and hashbrown.
+pub fn table_rows(run: &TableRun) -> String {
+    let row = |name: &str, bytes: f64, costs: &Costs| {
+        format!(
+            "{:<6} {:>11} {:<9} {:>10.1} {:>7.1} {:>7.1} {:>7.1} {:>7.1}",
+            run.family,
+            run.connections,
+            name,
+            bytes,
+            costs.hit_ns,
+            costs.miss_ns,
+            costs.insert_ns,
+            costs.delete_ns
+        )
+    };
+    let ours = row("shunt", run.bytes_per_connection, &run.table);
+    ours + "\n" + &row("hashbrown", run.hashbrown_bytes_per_connection, &run.hashbrown)
+}
+
+/// Where it ran, in two lines and an empty one.
+fn place(machine: &Machine) -> String {
     let Machine { cpu, cores, kernel, huge_pages_reserved, transparent_huge_pages, .. } = machine;
     let mut out = String::new();
     // Writing to a string cannot fail.
@@ -79,11 +186,6 @@ pub fn head(machine: &Machine) -> String {
     let _ = writeln!(
         out,
         "huge pages: {huge_pages_reserved} reserved, transparent ones: {transparent_huge_pages}\n"
-    );
-    let _ = write!(
-        out,
-        "{:<8} {:>9} {:>10} {:>12} {:>7} {:>9} {:>6}",
-        "mode", "flows", "ns/packet", "baseline ns", "Mpps", "median ns", "pages"
     );
     out
 }

@@ -31,6 +31,25 @@ fn json_has_one_run_per_mode_and_number_of_flows() {
 }
 
 #[test]
+fn a_connection_costs_at_most_128_bytes_and_with_ipv6_192() {
+    let output = bench(&["table", "--json", "--connections", "3000,20000", "--rounds", "1"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 4);
+    for run in runs {
+        let bytes_max = if run["family"] == "ipv4" { 128.0 } else { 192.0 };
+        let bytes = run["bytes_per_connection"].as_f64().unwrap();
+        assert!(bytes > 64.0 && bytes <= bytes_max, "{run}");
+        for costs in [&run["table"], &run["hashbrown"]] {
+            for figure in ["hit_ns", "miss_ns", "insert_ns", "delete_ns"] {
+                assert!(costs[figure].as_f64().unwrap() > 0.0, "{figure}: {run}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bad_input_is_refused_with_a_message_that_names_it() {
     for (arguments, names) in [
         (&["pipeline", "--modes", "fullnat,half"][..], "no such forwarding mode"),
@@ -38,6 +57,7 @@ fn bad_input_is_refused_with_a_message_that_names_it() {
         (&["pipeline", "--flows", "many"], "many"),
         (&["pipeline", "--packets", "-1"], "-1"),
         (&["pipeline", "--quick", "--flows", "5"], "--quick"),
+        (&["table", "--connections", "0"], "1..=4000000"),
         (&["pipelines"], "pipelines"),
     ] {
         let output = bench(arguments);
