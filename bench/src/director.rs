@@ -104,6 +104,7 @@ fn server(number: usize, mode: Mode, index: u8) -> Server {
         port: mode.sees_replies().then_some(8080),
         mode,
         weight: 1,
+        drain_at: None,
         hop: None,
     }
 }

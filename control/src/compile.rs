@@ -11,6 +11,7 @@ use shunt_engine::PortId;
 use shunt_engine::steer::Prefix;
 
 use crate::config::{self, AddressPorts, Config, ServerPort};
+use crate::drain;
 use crate::kernel::{Address, Kernel, Route, Way};
 use crate::state::{HopKey, Numbers, NumbersError, server_key};
 
@@ -180,6 +181,7 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
             },
             mode: server.mode,
             weight: server.weight,
+            drain_at: drain::deadline(server),
             hop: None,
         })
         .collect();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use shunt_dataplane::snapshot::Snapshot;
+use shunt_engine::clock::Clock;
 use shunt_engine::steer::Rule;
 
 use crate::addresses::{self, LedgerError};
@@ -12,6 +13,7 @@ use crate::admin::view::Reloaded;
 use crate::announce::announce;
 use crate::compile::{compile, stations};
 use crate::config::Config;
+use crate::drain;
 use crate::guard;
 use crate::kernel::Kernel;
 use crate::neighbours;
@@ -25,7 +27,7 @@ impl Daemon {
     /// With the text for people, when the file is bad or cannot be put in force; nothing has changed then.
     pub(crate) async fn reload(&mut self) -> Result<Reloaded, String> {
         let loaded = Config::load(&self.file, false).map_err(|error| error.to_string())?;
-        let config = loaded.config;
+        let mut config = loaded.config;
         let fixed = needs_restart(&self.config, &config);
         if !fixed.is_empty() {
             return Err(format!(
@@ -35,6 +37,7 @@ impl Daemon {
             ));
         }
         let ports = addresses::kernel_ports();
+        drain::carry_over(Some(&self.config), &mut config, Clock::System.now());
         let conflicts = addresses::conflicts(&config, &self.kernel, self.ledger.ours(), &ports);
         if !conflicts.is_empty() {
             return Err(conflicts.join("\n"));
@@ -49,6 +52,30 @@ impl Daemon {
         let mut warnings: Vec<String> = loaded.warnings.lines().map(str::to_owned).collect();
         let generation = self.replace(snapshot, rules, &mut warnings).await;
         Ok(Reloaded { generation, warnings: warnings.join("\n") })
+    }
+
+    /// Lets servers go that were left out by a reload and have drained.
+    pub(crate) async fn let_go(&mut self) {
+        let mut config = self.config.clone();
+        let gone = drain::take_drained(&mut config, Clock::System.now());
+        if gone.is_empty() {
+            return;
+        }
+        let mut numbers = self.numbers.clone();
+        let snapshot =
+            match compile(&config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current()) {
+                Ok(snapshot) => snapshot,
+                Err(error) => return tracing::error!("a drained server stays: {error}"),
+            };
+        self.numbers = numbers;
+        self.config = config;
+        let rules = snapshot.steering();
+        let mut warnings = Vec::new();
+        self.replace(snapshot, rules, &mut warnings).await;
+        for (service, server) in gone {
+            tracing::info!("server {server} of service {service} has drained and is gone");
+        }
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }
 
     /// Guard and steering take what is new in `rules` on top of what they have.

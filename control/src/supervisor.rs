@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use shunt_dataplane::pipeline::{self, Pipeline};
 use shunt_dataplane::snapshot::{PortInfo, Snapshot};
+use shunt_engine::clock::Clock;
 use shunt_engine::counters::Published;
 use shunt_engine::lcore::Workers;
 use shunt_engine::mempool::PoolConfig;
@@ -27,11 +28,13 @@ use crate::announce::announce;
 use crate::compile::{OpenPort, compile, stations};
 use crate::config::{Config, ConfigError};
 use crate::devices;
+use crate::drain;
 use crate::guard::{self, GuardError};
 use crate::kernel::Kernel;
 use crate::neighbours;
 use crate::netlink::{Events, Netlink, NetlinkError, Tables};
 use crate::offloads;
+use crate::shortage::Shortages;
 use crate::state::{Numbers, NumbersError, SERVERS_MAX, SERVICES_MAX};
 
 /// Why the daemon cannot run.
@@ -110,6 +113,7 @@ pub struct Daemon {
     pub(crate) rules: Vec<Rule>,
     /// Whether the kernel did not take all next hops last time.
     pub(crate) neighbours_refused: bool,
+    pub(crate) shortages: Shortages,
     pub(crate) started: tokio::time::Instant,
 }
 
@@ -184,7 +188,8 @@ fn watch(mut events: Events) -> mpsc::Receiver<Tables> {
 
 impl Daemon {
     /// Opens ports and starts workers. Nothing outside has changed when it fails.
-    async fn open(file: &Path, config: Config) -> Result<Self, RunError> {
+    async fn open(file: &Path, mut config: Config) -> Result<Self, RunError> {
+        drain::carry_over(None, &mut config, Clock::System.now());
         let netlink = Netlink::open()?;
         let kernel = netlink.read().await?;
         let mut ledger = Ledger::open(&config.api.socket)?;
@@ -228,6 +233,7 @@ impl Daemon {
             numbers,
             rules,
             neighbours_refused: false,
+            shortages: Shortages::default(),
             started,
         })
     }
@@ -292,6 +298,8 @@ impl Daemon {
             return Err(RunError::Worker(worker));
         }
         self.publisher.reclaim();
+        self.let_go().await;
+        self.shortages.tell(&self.counters, Clock::System.now());
         let stations = stations(&self.config, &self.kernel, &self.ports);
         neighbours::probe(&stations, &self.kernel, &self.netlink).await;
         Ok(())

@@ -4,7 +4,8 @@
 
 use shunt_engine::{Duration, Frame, Instant};
 
-use crate::tuple::{V4, V6};
+use crate::ip::Ip;
+use crate::tuple::{Endpoint, V4, V6};
 use crate::wire::tcp::flags;
 use crate::wire::{Family, extension, ipv4, ipv6, tcp};
 
@@ -85,6 +86,37 @@ fn answer<A: Family>(bytes: &mut [u8], segment: &tcp::Packet<&[u8]>, src: A, dst
     reply.set_ack(ack);
     reply.set_flags(reply_flags);
     reply.fill_checksum(src, dst);
+}
+
+/// A TCP segment without data or options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bare {
+    /// Control bits.
+    pub flags: u8,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+}
+
+impl Bare {
+    /// Writes the packet that brings it from `src` to `dst`; false when `out` has no room.
+    #[must_use]
+    pub fn write<A: Ip>(self, out: &mut Frame, src: Endpoint<A>, dst: Endpoint<A>) -> bool {
+        if !out.set_len(A::HEADER_LEN + tcp::HEADER_LEN) {
+            return false;
+        }
+        let (head, body) = out.data_mut().split_at_mut(A::HEADER_LEN);
+        A::write_header(head, src.address, dst.address, tcp::HEADER_LEN as u16);
+        let mut segment = tcp::Packet::write(body).expect("the frame was just made that long");
+        segment.set_src_port(src.port);
+        segment.set_dst_port(dst.port);
+        segment.set_seq(self.seq);
+        segment.set_ack(self.ack);
+        segment.set_flags(self.flags);
+        segment.fill_checksum(src.address, dst.address);
+        true
+    }
 }
 
 /// Whether an address can be that of a single host: not 0.0.0.0/8, loopback, multicast, reserved or broadcast

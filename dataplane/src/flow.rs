@@ -3,8 +3,9 @@
 use shunt_engine::{Emit, Frame, Instant, Origin};
 
 use crate::classify::{Fragmentation, Meta, Packet, Role};
-use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hash, Hit, InsertError, State, Table, Ticks, View};
+use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
 use crate::counters::{Event, ServerField, WorkerCounters};
+use crate::drain::Sweep;
 use crate::icmp::Quoted;
 use crate::ip::Ip;
 use crate::laddr::LocalPorts;
@@ -74,8 +75,8 @@ pub(crate) struct Search {
 /// What a tick did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tick {
-    /// Connections that went.
-    pub expired: usize,
+    /// Connections that went or were reset.
+    pub removed: usize,
     /// When the next tick is due.
     pub next: Option<Instant>,
 }
@@ -84,7 +85,9 @@ pub struct Tick {
 #[derive(Debug)]
 pub struct Flows<A> {
     pub(crate) table: Table<A>,
-    local_ports: LocalPorts,
+    pub(crate) local_ports: LocalPorts,
+    pub(crate) hand: Hand,
+    pub(crate) sweep: Sweep,
     next_expiry: Ticks,
 }
 
@@ -96,6 +99,8 @@ impl<A: Ip> Flows<A> {
         Ok(Self {
             table: Table::new(config.max_connections as usize, config.secret)?,
             local_ports: LocalPorts::new(config.worker, config.workers, config.seed()),
+            hand: Hand::default(),
+            sweep: Sweep::default(),
             next_expiry: Ticks(0),
         })
     }
@@ -152,19 +157,64 @@ impl<A: Ip> Flows<A> {
         frame: &mut Frame,
     ) -> Decision {
         let conn = self.table.get(hit.id);
-        if let Some(worker) = conn.moved_to() {
-            return Decision::Handoff(worker);
+        if conn.flags.has(ConnFlags::MOVED | ConnFlags::PARKED | ConnFlags::DRAINED) {
+            return self.unusual(cx, hit, packet, frame);
         }
         let Some(server) = cx.snapshot.server(conn.server_id) else {
             self.close(cx, hit.id);
             return self.server_gone(cx, packet, frame);
         };
-        if hit.direction == Direction::Request && packet.opens() && may_be_replaced(conn) {
-            self.close(cx, hit.id);
-            cx.counters.event(Event::ConnectionsReused);
-            return self.unknown(cx, packet, frame);
+        if hit.direction == Direction::Request && packet.opens() && may_be_replaced(conn, server, cx.ticks) {
+            return self.replace(cx, hit.id, packet, frame);
         }
+        self.table.get_mut(hit.id).flags.set(ConnFlags::AGAIN, true);
         self.pass(cx, hit, server, &packet.meta, frame)
+    }
+
+    /// A packet of a record that stands for a flow elsewhere, whose client has a new connection, or that is being reset.
+    #[cold]
+    fn unusual(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        hit: Hit,
+        packet: &Packet<A>,
+        frame: &mut Frame,
+    ) -> Decision {
+        let conn = self.table.get(hit.id);
+        if let Some(worker) = conn.moved_to() {
+            return Decision::Handoff(worker);
+        }
+        if conn.flags.has(ConnFlags::PARKED) {
+            // Its server does not know yet that it is over.
+            return self.refuse(cx, OutOfState::Reset, DropReason::OutOfState, packet, frame);
+        }
+        let Some(server) = cx.snapshot.server(conn.server_id) else {
+            self.close(cx, hit.id);
+            return self.server_gone(cx, packet, frame);
+        };
+        if hit.direction == Direction::Request && packet.opens() {
+            return self.replace(cx, hit.id, packet, frame);
+        }
+        self.drained(cx, hit, server, packet, frame)
+    }
+
+    /// A first SYN takes the place of a connection that is over. In FULLNAT the new one has another local port: at the
+    /// old one the server may still be in TIME_WAIT.
+    fn replace(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        id: ConnId,
+        packet: &Packet<A>,
+        frame: &mut Frame,
+    ) -> Decision {
+        let conn = self.table.get(id);
+        let half_open = matches!(State::from_number(conn.state), State::None | State::SynRecv);
+        match conn.mode() {
+            Mode::Fullnat if !half_open => self.table.park(id),
+            Mode::Fullnat | Mode::Nat | Mode::Dr | Mode::Tun => self.close(cx, id),
+        }
+        cx.counters.event(Event::ConnectionsReused);
+        self.unknown(cx, packet, frame)
     }
 
     /// A packet without connection.
@@ -241,10 +291,9 @@ impl<A: Ip> Flows<A> {
             Ok(conn) => conn,
             Err(reason) => return Decision::Drop(reason),
         };
-        let id = match self.table.insert(conn, cx.ticks) {
+        let id = match self.insert(cx, conn) {
             Ok(id) => id,
-            Err(InsertError::Full) => return Decision::Drop(DropReason::TableFull),
-            Err(InsertError::Exists) => return Decision::Drop(DropReason::TupleTaken),
+            Err(reason) => return Decision::Drop(reason),
         };
         cx.counters.tenant(server.id);
         cx.counters.event(Event::ConnectionsOpened);
@@ -264,13 +313,7 @@ impl<A: Ip> Flows<A> {
         let address = A::from_ip(server.address).ok_or(DropReason::NoServer)?;
         let target = Endpoint::new(address, server.port.unwrap_or(tuple.dst.port));
         let peer = match server.mode {
-            Mode::Fullnat => {
-                let table = &self.table;
-                let taken = |reply: &Tuple<A>| table.contains(reply);
-                let found = self.local_ports.choose(&service.locals, target, tuple.protocol, taken);
-                cx.counters.events(Event::PortProbes, found.tries.saturating_sub(1).into());
-                found.endpoint.ok_or(DropReason::NoLocalPort)?
-            }
+            Mode::Fullnat => self.local_port(cx, service, target, tuple.protocol)?,
             Mode::Nat | Mode::Dr | Mode::Tun => tuple.src,
         };
         let state = match tuple.protocol {
@@ -327,14 +370,19 @@ impl<A: Ip> Flows<A> {
             Protocol::Tcp if meta.fragment == Fragmentation::Later => old,
             Protocol::Tcp => old.next(view(conn.mode(), hit.direction), meta.tcp_flags),
         };
-        if new == old {
-            return;
+        if new != old {
+            self.enter(cx, hit.id, server, new);
         }
+    }
+
+    /// Moves a connection to another state, with its timeout and its place in its server's load.
+    pub(crate) fn enter(&mut self, cx: &mut Context<'_, '_>, id: ConnId, server: &Server, new: State) {
+        let conn = self.table.get_mut(id);
         conn.state = new as u8;
         let (was_active, is_active) = (conn.flags.has(ConnFlags::ACTIVE), new.is_active());
         conn.flags.set(ConnFlags::ACTIVE, is_active);
         if let Some(service) = cx.snapshot.service(server.service) {
-            self.table.set_timeout(hit.id, service.timeouts.ticks(new));
+            self.table.set_timeout(id, service.timeouts.ticks(new));
         }
         if was_active != is_active {
             let (gains, loses) = load_fields(is_active);
@@ -358,6 +406,9 @@ impl<A: Ip> Flows<A> {
         if let Some(worker) = conn.moved_to() {
             return Decision::Handoff(worker);
         }
+        if conn.flags.has(ConnFlags::PARKED) {
+            return Decision::Punt;
+        }
         let Some(server) = cx.snapshot.server(conn.server_id) else {
             return Decision::Drop(DropReason::ServerGone);
         };
@@ -372,28 +423,30 @@ impl<A: Ip> Flows<A> {
     }
 
     /// Removes a connection and its share of the server's load.
-    fn close(&mut self, cx: &mut Context<'_, '_>, id: ConnId) {
+    pub(crate) fn close(&mut self, cx: &mut Context<'_, '_>, id: ConnId) {
         let conn = self.table.remove(id);
         forget(&conn, cx.counters, &mut cx.shared.schedulers);
     }
 
-    /// Removes idle connections, a bounded number.
-    pub(crate) fn tick(&mut self, now: Instant, shared: &mut Shared, counters: &mut WorkerCounters) -> Tick {
-        let ticks = Ticks::at(now);
-        let mut expired = 0;
-        if self.next_expiry <= ticks {
-            let schedulers = &mut shared.schedulers;
-            let done = self.table.expire(ticks, Self::EXPIRE_BUDGET, |conn| {
+    /// Removes idle connections and resets drained ones, a bounded number of each.
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_, '_>) -> Tick {
+        let mut removed = 0;
+        if self.next_expiry <= cx.ticks {
+            let (counters, schedulers) = (&mut *cx.counters, &mut cx.shared.schedulers);
+            let done = self.table.expire(cx.ticks, Self::EXPIRE_BUDGET, |conn| {
                 counters.event(Event::ConnectionsExpired);
                 forget(conn, counters, schedulers);
             });
-            expired = done.removed;
+            removed = done.removed;
             if done.visited < Self::EXPIRE_BUDGET {
-                self.next_expiry = Ticks(ticks.0 + 1);
+                self.next_expiry = Ticks(cx.ticks.0 + 1);
             }
         }
-        let next = Instant::from_nanos(u64::from(self.next_expiry.0) << Ticks::SHIFT);
-        Tick { expired, next: (!self.table.is_empty()).then_some(next.max(now)) }
+        let ended = self.drain(cx);
+        let expiry = Instant::from_nanos(u64::from(self.next_expiry.0) << Ticks::SHIFT);
+        let expiry = (!self.table.is_empty()).then_some(expiry.max(cx.now));
+        let next = [expiry, ended.next].into_iter().flatten().min();
+        Tick { removed: removed + ended.removed, next }
     }
 }
 
@@ -423,11 +476,19 @@ fn may_be_client<A: Ip>(address: A, snapshot: &Snapshot) -> bool {
 }
 
 /// Whether a first SYN on this connection's tuple is a new connection (LVS: conn_reuse_mode, without its delay).
-fn may_be_replaced<A: Ip>(conn: &Conn<A>) -> bool {
+///
+/// Of a half-closed one as well, when nothing has passed for a second: its client has forgotten it, or would not open
+/// anew. While data still flows a forged SYN must not end it. A handshake that its server has not finished goes to
+/// another one when that server takes no more.
+fn may_be_replaced<A: Ip>(conn: &Conn<A>, server: &Server, now: Ticks) -> bool {
+    const SECOND: Ticks = Ticks::from_nanos(1_000_000_000);
     match State::from_number(conn.state) {
         State::TimeWait | State::Close | State::LastAck => true,
-        State::FinWait => !conn.mode().sees_replies(),
-        _ => false,
+        State::FinWait | State::CloseWait => {
+            !conn.mode().sees_replies() || now.since(conn.last_seen) >= SECOND.0
+        }
+        State::None | State::SynRecv => server.weight == 0,
+        State::Established | State::SynSent | State::Listen | State::SynAck | State::Udp => false,
     }
 }
 

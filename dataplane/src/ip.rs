@@ -21,8 +21,14 @@ pub trait Ip: Family {
     /// Whether the checksum of an ICMP message covers the addresses of the packet it is in.
     const ICMP_COVERS_ADDRESSES: bool;
 
+    /// Bytes of a header without options or extension headers.
+    const HEADER_LEN: usize;
+
     /// Whether the address can be that of a single host.
     fn is_host(self) -> bool;
+
+    /// Writes the header of a TCP packet of our own, `payload_len` bytes behind it.
+    fn write_header(out: &mut [u8], src: Self, dst: Self, payload_len: u16);
 
     /// What names the packet of which `packet`, with its IP header, is a fragment.
     fn fragment_key(packet: &[u8]) -> Option<FragmentKey<Self>>;
@@ -57,6 +63,21 @@ impl Ip for V4 {
     const MTU_MIN: u16 = 68;
     const TUNNEL_OVERHEAD: u16 = ipip::OVERHEAD;
     const ICMP_COVERS_ADDRESSES: bool = false;
+    const HEADER_LEN: usize = wire::ipv4::HEADER_LEN;
+
+    fn write_header(out: &mut [u8], src: Self, dst: Self, payload_len: u16) {
+        let header = wire::ipv4::Repr {
+            tos: 0,
+            payload_len,
+            id: 0,
+            dont_fragment: true,
+            ttl: emit::TTL,
+            protocol: 6,
+            src,
+            dst,
+        };
+        out.copy_from_slice(&header.emit());
+    }
 
     fn is_host(self) -> bool {
         emit::is_host(self)
@@ -104,6 +125,20 @@ impl Ip for V6 {
     const MTU_MIN: u16 = 1280;
     const TUNNEL_OVERHEAD: u16 = ipv6::HEADER_LEN as u16;
     const ICMP_COVERS_ADDRESSES: bool = true;
+    const HEADER_LEN: usize = ipv6::HEADER_LEN;
+
+    fn write_header(out: &mut [u8], src: Self, dst: Self, payload_len: u16) {
+        let header = ipv6::Repr {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len,
+            next_header: 6,
+            hop_limit: emit::TTL,
+            src,
+            dst,
+        };
+        out.copy_from_slice(&header.emit());
+    }
 
     fn is_host(self) -> bool {
         emit::is_host_v6(self)

@@ -2,12 +2,15 @@
 //!
 //! A worker uses the ports whose remainder by the number of workers is its own number, so that a server's answer says
 //! by its destination port whose it is ([`crate::home::Home::of_local_port`]). There are no pools: whether a port is
-//! free towards a server is asked of the connection table, and a record in TIME_WAIT is the quarantine.
+//! free towards a server is asked of the connection table. A record of a connection that is over is the quarantine: LVS
+//! keeps TIME_WAIT for 120 s, Linux servers for 60, so the port of a record that is gone is free at its server too. Only
+//! when there is no other is a port taken from such a record, or from one that is half open.
 
 use std::ops::RangeInclusive;
 
 use shunt_engine::WorkerId;
 
+use crate::conn::GivesWay;
 use crate::service::Local;
 use crate::tuple::{Address, Endpoint, Protocol, Tuple};
 
@@ -24,11 +27,24 @@ pub struct LocalPorts {
     cursor: u64,
 }
 
+/// Who talks to a server from a local endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody.
+    Nobody,
+    /// A connection that must stay.
+    Connection,
+    /// A connection that may give way, silent for so many ticks.
+    Leaving(GivesWay, u32),
+}
+
 /// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice<A> {
-    /// A free local endpoint, if one was found.
+    /// A local endpoint, if one was found.
     pub endpoint: Option<Endpoint<A>>,
+    /// Whether it is still that of a connection that must give way.
+    pub held: bool,
     /// Endpoints tried, the free one included.
     pub tries: u32,
 }
@@ -42,16 +58,17 @@ impl LocalPorts {
     }
 
     /// A local endpoint among `locals` from which no connection talks to `server` by `protocol`: one whose reply tuple
-    /// is not `taken`. Addresses take turns, and so do the ports of each.
+    /// has no `holder`. Addresses take turns, and so do the ports of each. Where no try finds one it is that of a
+    /// connection that is over, or else may give way; of several the one silent for longest.
     pub fn choose<A: Address>(
         &mut self,
         locals: &[Local],
         server: Endpoint<A>,
         protocol: Protocol,
-        mut taken: impl FnMut(&Tuple<A>) -> bool,
+        mut holder: impl FnMut(&Tuple<A>) -> Holder,
     ) -> Choice<A> {
         let addresses = locals.len() as u64;
-        let mut tries = 0;
+        let (mut tries, mut best) = (0, None);
         let steps = if addresses == 0 { 0 } else { TRIES_MAX };
         for _ in 0..steps {
             let (turn, place) = (self.cursor / addresses, (self.cursor % addresses) as usize);
@@ -61,11 +78,18 @@ impl LocalPorts {
             let Some(port) = self.port(&local.ports, turn) else { continue };
             let endpoint = Endpoint::new(address, port);
             tries += 1;
-            if !taken(&Tuple { src: server, dst: endpoint, protocol }) {
-                return Choice { endpoint: Some(endpoint), tries };
+            match holder(&Tuple { src: server, dst: endpoint, protocol }) {
+                Holder::Nobody => return Choice { endpoint: Some(endpoint), held: false, tries },
+                Holder::Connection => {}
+                Holder::Leaving(why, idle) => {
+                    let rank = (why == GivesWay::Closing, idle);
+                    if best.is_none_or(|(best, _)| rank > best) {
+                        best = Some((rank, endpoint));
+                    }
+                }
             }
         }
-        Choice { endpoint: None, tries }
+        Choice { endpoint: best.map(|(_, endpoint)| endpoint), held: best.is_some(), tries }
     }
 
     /// This worker's port number `turn` in `ports`, which are counted round. Port 0 is nobody's.
@@ -91,11 +115,15 @@ mod tests {
         Local { address: address.parse().unwrap(), ports }
     }
 
+    fn held(taken: bool) -> Holder {
+        if taken { Holder::Connection } else { Holder::Nobody }
+    }
+
     /// Takes ports until a whole round of searches finds none.
     fn drain(ports: &mut LocalPorts, locals: &[Local]) -> HashSet<Endpoint<V4>> {
         let (mut used, mut misses) = (HashSet::new(), 0);
         while misses < 65_536 * locals.len() / TRIES_MAX as usize + 1 {
-            let choice = ports.choose(locals, SERVER, Protocol::Tcp, |tuple| used.contains(&tuple.dst));
+            let choice = ports.choose(locals, SERVER, Protocol::Tcp, |tuple| held(used.contains(&tuple.dst)));
             assert!(choice.tries <= TRIES_MAX);
             match choice.endpoint {
                 Some(endpoint) => {
@@ -139,7 +167,7 @@ mod tests {
             let free = Endpoint::new(V4(0x0a00_00c9), 40_002 + worker);
             let calls_max = (2 * 64_512 / 3_usize).div_ceil(TRIES_MAX as usize) + 1;
             let mut search =
-                || ports.choose(&locals, SERVER, Protocol::Tcp, |tuple| tuple.dst != free).endpoint;
+                || ports.choose(&locals, SERVER, Protocol::Tcp, |tuple| held(tuple.dst != free)).endpoint;
             let found = (0..calls_max).find_map(|_| search());
             assert_eq!(found, Some(free));
         }
@@ -153,7 +181,7 @@ mod tests {
         for _ in 0..1000 {
             let choice = ports.choose(&locals, SERVER, Protocol::Udp, |tuple| {
                 assert_eq!((tuple.src, tuple.protocol), (SERVER, Protocol::Udp));
-                false
+                Holder::Nobody
             });
             assert_eq!(choice.tries, 1);
             given.push(choice.endpoint.unwrap());
@@ -169,18 +197,57 @@ mod tests {
     #[test]
     fn without_a_usable_address_there_is_none() {
         let mut ports = LocalPorts::new(WorkerId(2), 3, 0);
-        let mut choose = |locals: &[Local]| ports.choose(locals, SERVER, Protocol::Tcp, |_| false);
-        assert_eq!(choose(&[]), Choice { endpoint: None, tries: 0 });
-        assert_eq!(choose(&[local("2001:db8::1", 1024..=2000)]), Choice { endpoint: None, tries: 0 });
+        let mut choose = |locals: &[Local]| ports.choose(locals, SERVER, Protocol::Tcp, |_| Holder::Nobody);
+        assert_eq!(choose(&[]), Choice { endpoint: None, held: false, tries: 0 });
+        assert_eq!(
+            choose(&[local("2001:db8::1", 1024..=2000)]),
+            Choice { endpoint: None, held: false, tries: 0 }
+        );
         // 3000 and 3001 are other workers'.
-        assert_eq!(choose(&[local("10.0.0.200", 3000..=3001)]), Choice { endpoint: None, tries: 0 });
+        assert_eq!(
+            choose(&[local("10.0.0.200", 3000..=3001)]),
+            Choice { endpoint: None, held: false, tries: 0 }
+        );
         assert_eq!(choose(&[local("10.0.0.200", 3000..=3002)]).endpoint.map(|local| local.port), Some(3002));
+    }
+
+    #[test]
+    fn a_local_address_carries_64_511_connections_to_a_server_and_as_many_to_the_next() {
+        let mut ports = LocalPorts::new(WorkerId(0), 1, 5);
+        let locals = [local("10.0.0.200", 1025..=65_535)];
+        let used = drain(&mut ports, &locals);
+        assert_eq!(used.len(), 64_511);
+        let next = Endpoint::new(V4(0xc0a8_0002), 80);
+        let holder = |tuple: &Tuple<V4>| held(tuple.src == SERVER && used.contains(&tuple.dst));
+        let choice = ports.choose(&locals, next, Protocol::Tcp, holder);
+        assert_eq!((choice.endpoint.is_some(), choice.held, choice.tries), (true, false, 1));
+    }
+
+    #[test]
+    fn a_port_in_quarantine_is_taken_only_when_none_is_free_and_the_oldest_first() {
+        let locals = [local("10.0.0.200", 5000..=5009)];
+        let choose = |holders: [Holder; 10]| {
+            let mut ports = LocalPorts::new(WorkerId(0), 1, 3);
+            let holder = |tuple: &Tuple<V4>| holders[usize::from(tuple.dst.port - 5000)];
+            let choice = ports.choose(&locals, SERVER, Protocol::Tcp, holder);
+            (choice.endpoint.map(|endpoint| endpoint.port), choice.held)
+        };
+        let mut holders = [Holder::Connection; 10];
+        holders[1] = Holder::Leaving(GivesWay::HalfOpen, 900);
+        assert_eq!(choose(holders), (Some(5001), true));
+        holders[4] = Holder::Leaving(GivesWay::Closing, 10);
+        holders[6] = Holder::Leaving(GivesWay::Closing, 90);
+        holders[7] = Holder::Leaving(GivesWay::Closing, 50);
+        assert_eq!(choose(holders), (Some(5006), true));
+        holders[9] = Holder::Nobody;
+        assert_eq!(choose(holders), (Some(5009), false));
     }
 
     #[test]
     fn a_search_among_taken_ports_is_bounded() {
         let mut ports = LocalPorts::new(WorkerId(0), 1, 0);
-        let choice = ports.choose(&[local("10.0.0.200", 1024..=65_535)], SERVER, Protocol::Tcp, |_| true);
-        assert_eq!(choice, Choice { endpoint: None, tries: TRIES_MAX });
+        let choice = ports
+            .choose(&[local("10.0.0.200", 1024..=65_535)], SERVER, Protocol::Tcp, |_| Holder::Connection);
+        assert_eq!(choice, Choice { endpoint: None, held: false, tries: TRIES_MAX });
     }
 }

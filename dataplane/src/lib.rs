@@ -8,6 +8,7 @@
 pub mod classify;
 pub mod conn;
 pub mod counters;
+mod drain;
 pub mod emit;
 pub mod flow;
 pub mod forward;
@@ -19,6 +20,7 @@ pub mod ip;
 pub mod laddr;
 pub mod neigh;
 pub mod pipeline;
+mod room;
 pub mod route;
 pub mod scheduler;
 pub mod server;

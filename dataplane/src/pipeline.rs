@@ -96,6 +96,8 @@ impl Program for Pipeline {
             // What an older tenant of a slot left is not the newer one's, also before its first connection here.
             self.snapshot.get().servers().for_each(|server| _ = self.counters.tenant(server.id));
             self.publication.request(&self.counters);
+            self.v4.flows.sweep.restart();
+            self.v6.flows.sweep.restart();
         }
     }
 
@@ -144,7 +146,8 @@ impl Program for Pipeline {
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
         let Self { snapshot, v4, v6, shared, counters, publication } = self;
         shared.tick(now, snapshot.get());
-        let next = [v4.tick(now, shared, counters, emit), v6.tick(now, shared, counters, emit)];
+        let mut cx = Context::new(now, Origin::Port, snapshot.get(), counters, shared, emit);
+        let next = [v4.tick(&mut cx), v6.tick(&mut cx)];
         if next.iter().any(|tick| tick.removed > 0) {
             publication.request(counters);
         }
@@ -243,7 +246,16 @@ mod tests {
         builder.route(Prefix::new(ip(V4(0)), 0).unwrap(), HopId(0));
         let (id, service) = (ServerId::default(), ServiceId(0));
         let port = mode.sees_replies().then_some(SERVER.port);
-        let server = Server { id, service, address: ip(SERVER.address), port, mode, weight: 1, hop: None };
+        let server = Server {
+            id,
+            service,
+            address: ip(SERVER.address),
+            port,
+            mode,
+            weight: 1,
+            drain_at: None,
+            hop: None,
+        };
         let service = Service {
             id: service,
             name: "web".into(),

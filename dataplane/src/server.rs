@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use shunt_engine::Instant;
+
 use crate::neigh::HopId;
 use crate::service::ServiceId;
 
@@ -75,6 +77,16 @@ pub struct Server {
     pub mode: Mode,
     /// Share of new connections; 0 takes none and keeps what it has.
     pub weight: u32,
+    /// When the connections it still has are reset; `None` for never. No new one is opened on it from then on.
+    pub drain_at: Option<Instant>,
     /// Next hop towards [`Self::address`]; `None` without a route.
     pub hop: Option<HopId>,
+}
+
+impl Server {
+    /// Whether its time to drain is over at `now`.
+    #[inline]
+    pub fn has_drained(&self, now: Instant) -> bool {
+        self.drain_at.is_some_and(|at| at <= now)
+    }
 }

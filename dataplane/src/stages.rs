@@ -1,14 +1,13 @@
 //! The stages of a packet of one IP version: fragments meet, a flow's packets go home, and there the flow decides.
 
-use shunt_engine::{Emit, Frame, Instant, Origin, Verdict};
+use shunt_engine::{Frame, Instant, Origin, Verdict};
 
 use crate::classify::{self, FragmentKey, Fragmentation, Meta, Ours, Packet};
-use crate::counters::{Event, WorkerCounters};
+use crate::counters::Event;
 use crate::flow::{Context, Flows, Search};
 use crate::fragment::Fragments;
 use crate::ip::Ip;
 use crate::pipeline::Config;
-use crate::shared::Shared;
 use crate::tuple::Tuple;
 use crate::verdict::{Decision, DropReason};
 
@@ -22,7 +21,7 @@ pub(crate) struct Stages<A> {
 /// What a tick did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tick {
-    /// Connections that went, and fragments that have waited in vain.
+    /// Connections that went or were reset, and fragments that have waited in vain.
     pub(crate) removed: usize,
     /// When the next tick is due.
     pub(crate) next: Option<Instant>,
@@ -206,24 +205,19 @@ impl<A: Ip> Stages<A> {
         }
     }
 
-    /// Removes what is idle and gives fragments that waited in vain to the kernel, a bounded number of each.
-    pub(crate) fn tick(
-        &mut self,
-        now: Instant,
-        shared: &mut Shared,
-        counters: &mut WorkerCounters,
-        emit: &mut Emit<'_>,
-    ) -> Tick {
+    /// Removes what is idle, gives fragments that waited in vain to the kernel and resets what has drained, a bounded
+    /// number of each.
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_, '_>) -> Tick {
         let mut removed = 0;
-        while emit.room() > 0
-            && let Some(held) = self.fragments.take_expired(now)
+        while cx.emit.room() > 0
+            && let Some(held) = self.fragments.take_expired(cx.now)
         {
-            counters.event(Event::FragmentsUnknown);
-            emit.release(Verdict::Punt, held.frame);
+            cx.counters.event(Event::FragmentsUnknown);
+            cx.emit.release(Verdict::Punt, held.frame);
             removed += 1;
         }
-        let flows = self.flows.tick(now, shared, counters);
-        removed += flows.expired;
+        let flows = self.flows.tick(cx);
+        removed += flows.removed;
         let next = [self.fragments.next_deadline(), flows.next].into_iter().flatten().min();
         Tick { removed, next }
     }

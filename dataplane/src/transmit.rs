@@ -5,7 +5,7 @@ use shunt_engine::{Frame, PortId};
 use crate::classify::{Fragmentation, Meta};
 use crate::conn::Conn;
 use crate::counters::Event;
-use crate::emit::RateLimit;
+use crate::emit::{Bare, RateLimit};
 use crate::flow::Context;
 use crate::forward::{self, dr, fullnat, nat, split};
 use crate::icmp::{self, Quoted};
@@ -250,6 +250,39 @@ pub fn reset<A: Ip>(cx: &mut Context<'_, '_>, meta: &Meta, frame: &Frame) {
     let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
     let sent = send_back(cx, meta, frame, |out| A::reset(out, packet));
     cx.counters.event(if sent { Event::ResetsSent } else { Event::ResetsSuppressed });
+}
+
+/// Sends a TCP segment of our own to a connection's client, as the service. Returns whether it left.
+pub(crate) fn tell_client<A: Ip>(cx: &mut Context<'_, '_>, conn: &mut Conn<A>, segment: Bare) -> bool {
+    let Ok(link) = to_client(cx, conn) else { return false };
+    tell::<A>(cx, &link, None, |out| segment.write(out, conn.vip, conn.client))
+}
+
+/// Sends a TCP segment of our own to a connection's server, as the client. Returns whether it left.
+pub(crate) fn tell_server<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &Conn<A>,
+    server: &Server,
+    segment: Bare,
+) -> bool {
+    let Ok(link) = to_server(cx, server) else { return false };
+    let target = if conn.mode().sees_replies() { conn.server } else { conn.vip };
+    let tunnel = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
+    tell(cx, &link, tunnel, |out| segment.write(out, conn.peer, target))
+}
+
+fn tell<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    link: &Link<'_>,
+    tunnel: Option<(A, A)>,
+    write: impl FnOnce(&mut Frame) -> bool,
+) -> bool {
+    let Some(mut out) = cx.emit.alloc() else { return false };
+    if !write(&mut out) || dress(cx, link, tunnel, 0, &mut out).is_err() {
+        cx.emit.free(out);
+        return false;
+    }
+    cx.emit.send(link.hop.port, out)
 }
 
 /// Tells a client that nobody serves it, as LVS does: with an ICMP port unreachable, back the way it came.

@@ -92,6 +92,7 @@ fn server(mode: Mode, protocol: Protocol, slot: u32, generation: u32) -> Server 
         port: mode.sees_replies().then_some(9000),
         mode,
         weight: 1 + (slot + generation) % 3,
+        drain_at: None,
         hop: None,
     }
 }

@@ -6,11 +6,13 @@ use shunt_dataplane::counters::{Event, ServerField, drop_reason, event, server};
 use shunt_dataplane::server::ServerId;
 use shunt_dataplane::verdict::DropReason;
 use shunt_engine::PortId;
+use shunt_engine::clock::Clock;
 use shunt_engine::port::{PortCaps, RxStats, TxStats};
 use shunt_engine::report::{WorkerCounter, WorkerView};
 
 use super::view::{Counter, Counters, Port, Queue, Server, Service, Status, Traffic, Worker, Workers};
 use crate::config::{self, ServerPort, Word};
+use crate::drain;
 use crate::state::server_key;
 use crate::supervisor::Daemon;
 
@@ -60,6 +62,8 @@ impl Daemon {
             address,
             mode: typed.mode.name().to_owned(),
             weight: typed.weight,
+            drains_for_seconds: drain::deadline(typed)
+                .map(|deadline| deadline.since(Clock::System.now()).as_millis().div_ceil(1000)),
             next_hop: hop.and_then(|hop| hop.destination).map(|mac| mac.to_string()),
             traffic: id.map(|id| self.traffic(id)).unwrap_or_default(),
         }

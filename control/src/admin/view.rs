@@ -70,6 +70,8 @@ pub struct Server {
     pub mode: String,
     /// Share of new connections.
     pub weight: u32,
+    /// Seconds until its connections are reset; null unless it drains with a deadline.
+    pub drains_for_seconds: Option<u64>,
     /// Station address that packets for it are sent to; null while it is not known.
     pub next_hop: Option<String>,
     /// What is counted for it.

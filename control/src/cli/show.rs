@@ -235,6 +235,7 @@ mod tests {
             address: "10.0.0.11:8080".into(),
             mode: "fullnat".into(),
             weight: 2,
+            drains_for_seconds: None,
             next_hop: Some("02:00:00:00:00:11".into()),
             traffic,
         };

@@ -19,6 +19,9 @@ use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::OutOfState;
 use shunt_dataplane::tuple::Protocol;
+use shunt_engine::Duration;
+
+use crate::drain::Draining;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use words::{Driver, Idle, Word, XdpMode};
@@ -155,6 +158,10 @@ pub struct Server {
     pub mode: Mode,
     /// Share of new connections; 0 takes none.
     pub weight: u32,
+    /// How long it keeps its connections when it takes no new ones; `None` keeps them until they end by themselves.
+    pub drain: Option<Duration>,
+    /// Since when it has taken no new ones. No file says so: the daemon does ([`crate::drain`]).
+    pub draining: Option<Draining>,
 }
 
 /// Which port of a server packets go to.

@@ -86,6 +86,7 @@ pub(super) struct Service {
     pub(super) local: Typed<Vec<Spanned<String>>>,
     pub(super) local_port_range: Typed<String>,
     pub(super) out_of_state: Typed<String>,
+    pub(super) drain: Typed<String>,
     pub(super) server: Vec<Spanned<Server>>,
 }
 
@@ -96,5 +97,6 @@ pub(super) struct Server {
     pub(super) name: Typed<String>,
     pub(super) address: Typed<String>,
     pub(super) weight: Typed<i64>,
+    pub(super) drain: Typed<String>,
     pub(super) mode: Typed<String>,
 }

@@ -88,6 +88,24 @@ where
     }
 }
 
+/// A length of time, if one was typed.
+pub(super) fn duration(
+    key: &str,
+    typed: &Typed<String>,
+    diagnostics: &mut Diagnostics,
+) -> Option<shunt_engine::Duration> {
+    let typed = typed.as_ref()?;
+    match parse::duration(typed.as_ref()) {
+        Ok(duration) => Some(duration.into()),
+        Err(why) => {
+            diagnostics
+                .error(typed.span(), format!("{key}: {:?} is not possible", typed.as_ref()), why)
+                .help("write it as \"900s\", \"15m\" or \"500ms\"");
+            None
+        }
+    }
+}
+
 fn engine(typed: &raw::Engine, diagnostics: &mut Diagnostics) -> Engine {
     let workers = integer("engine.workers", &typed.workers, 1, 1..=64, diagnostics);
     let buffer_size = integer("engine.buffer_size", &typed.buffer_size, 2048, 2048..=4096, diagnostics);
@@ -178,15 +196,8 @@ fn timeouts(typed: &raw::Timeouts, diagnostics: &mut Diagnostics) -> Timeouts {
         ("udp", State::Udp, &typed.udp),
     ];
     for (key, state, typed) in keys {
-        let Some(typed) = typed else { continue };
-        match parse::duration(typed.as_ref()) {
-            Ok(timeout) => timeouts.set(state, timeout.into()),
-            Err(why) => {
-                let message = format!("timeouts.{key}: {:?} is not possible", typed.as_ref());
-                diagnostics
-                    .error(typed.span(), message, why)
-                    .help("write it as \"900s\", \"15m\" or \"500ms\"");
-            }
+        if let Some(timeout) = duration(&format!("timeouts.{key}"), typed, diagnostics) {
+            timeouts.set(state, timeout);
         }
     }
     timeouts

@@ -8,12 +8,13 @@ use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::OutOfState;
 use shunt_dataplane::tuple::Protocol;
+use shunt_engine::Duration;
 use toml::Spanned;
 
 use super::diagnostic::Diagnostics;
 use super::parse;
 use super::raw;
-use super::resolve::{integer, word};
+use super::resolve::{duration, integer, word};
 use super::{AddressPorts, Server, ServerPort, Service};
 
 /// A service with the places of its parts, in the order of the parts.
@@ -42,10 +43,11 @@ pub(super) fn service(
     let protocol = word(&key("protocol"), &typed.protocol, Protocol::Tcp, diagnostics);
     let mode = word(&key("mode"), &typed.mode, Mode::Fullnat, diagnostics);
     let (listen, listen_places): (Vec<_>, Vec<_>) = listens(&name, spanned, diagnostics).into_iter().unzip();
+    let drain = duration(&key("drain"), &typed.drain, diagnostics);
     let (servers, server_places): (Vec<_>, Vec<_>) = typed
         .server
         .iter()
-        .filter_map(|server| resolve_server(&name, server, mode, &listen, diagnostics))
+        .filter_map(|server| resolve_server(&name, server, mode, drain, &listen, diagnostics))
         .unzip();
     if typed.server.is_empty() {
         let message = key("no [[service.server]]: every connection will be refused");
@@ -263,6 +265,7 @@ fn resolve_server(
     service: &str,
     spanned: &Spanned<raw::Server>,
     default: Mode,
+    drain: Option<Duration>,
     listen: &[AddressPorts],
     diagnostics: &mut Diagnostics,
 ) -> Option<(Server, Range<usize>)> {
@@ -270,6 +273,7 @@ fn resolve_server(
     let key = |key: &str| format!("service {service:?}: server {key}");
     let mode = word(&key("mode"), &typed.mode, default, diagnostics);
     let weight = integer(&key("weight"), &typed.weight, 1, 0..=65_535, diagnostics);
+    let drain = duration(&key("drain"), &typed.drain, diagnostics).or(drain);
     if let Some(name) = &typed.name {
         check_name(&key("name"), name, diagnostics);
     }
@@ -289,7 +293,7 @@ fn resolve_server(
     };
     let port = server_port(service, mode, text.as_ref(), text.span(), port, listen, diagnostics);
     let name = typed.name.as_ref().map_or_else(|| text.as_ref().clone(), |name| name.as_ref().clone());
-    Some((Server { name, address, port, mode, weight }, text.span()))
+    Some((Server { name, address, port, mode, weight, drain, draining: None }, text.span()))
 }
 
 fn server_address(text: &str) -> Result<(IpAddr, Option<u16>), String> {

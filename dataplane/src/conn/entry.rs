@@ -43,6 +43,16 @@ impl ConnFlags {
     pub const MOVED: u8 = 1;
     /// Counted as active at its server (LVS's rule for the state it is in).
     pub const ACTIVE: u8 = 2;
+    /// More than one packet has passed (UDP).
+    pub const AGAIN: u8 = 4;
+    /// Its server's time to drain is over: it is being reset ([`crate::server::Server::drain_at`]).
+    pub const DRAINED: u8 = 8;
+    /// Another connection has its request; this one only keeps its local port ([`super::Table::park`]).
+    pub const PARKED: u8 = 16;
+    /// Of a drained connection: the client has no more of it.
+    pub const CLIENT_GONE: u8 = 32;
+    /// Of a drained connection: the server has no more of it.
+    pub const SERVER_GONE: u8 = 64;
 
     /// Whether `flag` is set.
     #[inline]

@@ -2,12 +2,14 @@
 
 mod bucket;
 mod entry;
+mod limits;
 mod table;
 mod tcp_state;
 mod timeouts;
 mod wheel;
 
 pub use entry::{Conn, ConnFlags, Ticks};
+pub use limits::{GivesWay, Hand, IDLE};
 pub use table::{ConnId, Direction, Expired, Hash, Hit, InsertError, Table};
 pub use tcp_state::{State, View};
 pub use timeouts::Timeouts;

@@ -10,9 +10,9 @@ use shunt_engine::mem::{Pages, Slab, prefetch};
 
 use super::bucket::{Entry, Index, RECORDS_MAX};
 use super::wheel::{LINK_BYTES, Wheel};
-use super::{Conn, Ticks};
+use super::{Conn, ConnFlags, Ticks};
 use crate::hash::KeyedHash;
-use crate::tuple::{Address, Tuple};
+use crate::tuple::{Address, Endpoint, Tuple};
 
 pub use super::bucket::Hash;
 
@@ -260,6 +260,22 @@ impl<A: Address> Table<A> {
         self.release(id)
     }
 
+    /// Gives up the request of the connection `id`, which sees replies, for another to have. It is found by its reply
+    /// until its time is over, and keeps its local port so long.
+    ///
+    /// # Panics
+    /// When `id` is not of this table.
+    pub fn park(&mut self, id: ConnId) {
+        let request = self.get(id).request();
+        let entry = Entry { record: id.0, direction: Direction::Request };
+        let found = self.index.remove(self.hash(&request), entry);
+        debug_assert!(found, "the keys of record {} were changed", id.0);
+        let conn = self.get_mut(id);
+        conn.flags.set(ConnFlags::PARKED, true);
+        // Who has found it by its request a moment ago must not take it for his.
+        conn.client = Endpoint::default();
+    }
+
     /// Looks at up to `budget` connections whose time may have come. Those idle for their timeout are removed and told
     /// to `on_removed`; the others are filed for when they will be. A connection goes at most half a second after its
     /// timeout, given the budget suffices; never before it.
@@ -313,7 +329,8 @@ impl<A: Address> Table<A> {
     fn release(&mut self, id: ConnId) -> Conn<A> {
         let conn = *self.get(id);
         let request = Entry { record: id.0, direction: Direction::Request };
-        let mut found = self.index.remove(self.hash(&conn.request()), request);
+        let parked = conn.flags.has(ConnFlags::PARKED);
+        let mut found = parked || self.index.remove(self.hash(&conn.request()), request);
         if let Some(tuple) = conn.reply() {
             found &= self.index.remove(self.hash(&tuple), Entry { direction: Direction::Reply, ..request });
         }
@@ -349,7 +366,7 @@ const HASH_PURPOSE: u64 = 1;
 mod tests {
     use super::*;
     use crate::server::Mode;
-    use crate::tuple::{Endpoint, Protocol, V4, V6};
+    use crate::tuple::{Protocol, V4, V6};
     use zerocopy::FromZeros;
 
     /// Connection number `i`: a client of its own, and in FULLNAT a local endpoint of its own.
@@ -426,6 +443,24 @@ mod tests {
     }
 
     #[test]
+    fn a_parked_connection_keeps_its_reply_and_leaves_its_request_to_another() {
+        let mut table = table(2);
+        let first = conn(1, Mode::Fullnat, 100);
+        let id = table.insert(first, Ticks(0)).unwrap();
+        let (request, reply) = (first.request(), first.reply().unwrap());
+        let guess = Some(Hit { id, direction: Direction::Request });
+        table.park(id);
+        assert_eq!(find(&table, request), None);
+        assert_eq!(table.lookup_from(guess, &request, table.hash(&request)), None);
+        assert_eq!(find(&table, reply), Some(Hit { id, direction: Direction::Reply }));
+        assert_eq!(table.insert(first, Ticks(0)), Err(InsertError::Exists), "its port is taken");
+        let second = Conn { peer: Endpoint::new(V4(0x0b00_0001), 9), ..first };
+        let other = table.insert(second, Ticks(0)).unwrap();
+        assert_eq!(table.expire(Ticks(200), 10, |_| ()).removed, 2);
+        assert!(table.is_empty() && other != id && table.index.load() == 0.0);
+    }
+
+    #[test]
     fn no_tuple_is_in_the_table_twice() {
         let mut table = table(16);
         let one = conn(1, Mode::Fullnat, 100);
@@ -467,6 +502,48 @@ mod tests {
             let each = Table::<V4>::bytes_for(capacity) as f64 / capacity as f64;
             println!("{capacity}: {each:.1} bytes per connection");
             assert!(each <= 128.0, "{capacity}: {each}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_connection_costs_at_most_192_bytes_everything_included() {
+        for capacity in [1_000, 100_000, 222_822, 222_823, 1_000_000, 10_000_000] {
+            let each = Table::<V6>::bytes_for(capacity) as f64 / capacity as f64;
+            assert!(each <= 192.0, "{capacity}: {each}");
+        }
+    }
+
+    /// Who knows the secret can name tuples that share both their buckets: so many fit and no more. Under any other
+    /// secret the same tuples are like any others.
+    #[test]
+    fn crafted_collisions_fill_a_table_whose_secret_is_known_and_no_other() {
+        const KNOWN: [u64; 2] = [1, 2];
+        const CAPACITY: usize = 256;
+        let crafted: Vec<_> = {
+            let table = Table::<V4>::new(CAPACITY, KNOWN).unwrap();
+            // The bits that choose among 64 buckets: the lowest of the hash and those of its tag.
+            let bits = |conn: &Conn<V4>| table.hash(&conn.request()).0 & 0x003f_0000_0000_003f;
+            (0..).map(|i| conn(i, Mode::Dr, 100)).filter(|conn| bits(conn) == 0).take(200).collect()
+        };
+        let fill = |secret| {
+            let mut table = Table::<V4>::new(CAPACITY, secret).unwrap();
+            let taken = crafted.iter().filter(|conn| table.insert(**conn, Ticks(0)).is_ok()).count();
+            let mut compared = 0;
+            for conn in &crafted {
+                table.index.find(table.hash(&conn.request()), |_| {
+                    compared += 1;
+                    false
+                });
+            }
+            (taken, compared)
+        };
+        // Tag 0 is replaced by 1, so a few find another second bucket.
+        let (taken, _) = fill(KNOWN);
+        assert!((10..=30).contains(&taken), "{taken} of 200 fit two buckets");
+        for secret in 0..100 {
+            let (taken, compared) = fill([secret, 99]);
+            assert_eq!(taken, 200);
+            assert!(compared < 210, "{compared} records compared to find 200 connections");
         }
     }
 

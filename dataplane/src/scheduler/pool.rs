@@ -184,6 +184,7 @@ mod tests {
             port: None,
             mode: Mode::Dr,
             weight: 1,
+            drain_at: None,
             hop: None,
         };
         (0..).zip(addresses).map(server).collect()

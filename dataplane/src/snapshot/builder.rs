@@ -85,6 +85,8 @@ impl Builder {
         let mut snapshot = self.snapshot;
         snapshot.routes = Routes::new(self.routes);
         snapshot.index = ServiceIndex::new(snapshot.services.iter().flatten().map(|service| &**service));
+        snapshot.drains = snapshot.servers().filter_map(|server| server.drain_at).collect();
+        snapshot.drains.sort_unstable();
         for server in snapshot.servers.iter_mut().flatten() {
             server.hop = snapshot.routes.lookup(server.address);
         }

@@ -6,6 +6,7 @@ mod endpoints;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use shunt_engine::Instant;
 use shunt_engine::port::MacAddr;
 use shunt_engine::steer::{Prefix, Rule, Side};
 
@@ -32,6 +33,8 @@ pub struct Snapshot {
     routes_generation: u32,
     macs: Vec<MacAddr>,
     ports: Vec<PortInfo>,
+    /// When servers have drained, in order.
+    drains: Vec<Instant>,
 }
 
 /// What workers must know about a port.
@@ -86,6 +89,13 @@ impl Snapshot {
     /// All servers.
     pub fn servers(&self) -> impl Iterator<Item = &Server> {
         self.servers.iter().flatten()
+    }
+
+    /// The first moment after `after` at which a server has drained.
+    #[inline]
+    pub fn next_drain(&self, after: Instant) -> Option<Instant> {
+        let later = self.drains.partition_point(|&at| at <= after);
+        self.drains.get(later).copied()
     }
 
     /// FULLNAT local addresses with their ports.

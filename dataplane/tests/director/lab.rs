@@ -187,6 +187,7 @@ impl World {
             port: mode.sees_replies().then_some(9000),
             mode: if self.other_modes { Mode::ALL[(mode as usize + 1) % 4] } else { mode },
             weight: 1,
+            drain_at: None,
             hop: None,
         };
         let servers: Vec<_> = slots.filter(|&slot| self.servers[slot].is_some()).map(server).collect();

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use lab::{CAPACITY, LOCAL_PORTS, Lab, Outcome, SERVERS, SERVICES, Setup, Slot};
 use proptest::prelude::*;
-use shunt_dataplane::conn::{ConnFlags, State, Ticks, Timeouts, View};
+use shunt_dataplane::conn::{Conn, ConnFlags, State, Ticks, Timeouts, View};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, ServerId};
 use shunt_dataplane::service::OutOfState;
@@ -67,6 +67,11 @@ enum Op {
         slot: usize,
         weight: u32,
     },
+    /// A server takes no new connections, and so much later its old ones are reset.
+    Drain {
+        slot: usize,
+        millis: u64,
+    },
     Remove {
         slot: usize,
     },
@@ -93,6 +98,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (any::<usize>(), 0u64..150, 0u64..150)
             .prop_map(|(which, before, after)| Op::UntilDue { which, before, after }),
         2 => (slot(), 0u32..4).prop_map(|(slot, weight)| Op::Weight { slot, weight }),
+        2 => (slot(), prop_oneof![Just(0), 0u64..20_000])
+            .prop_map(|(slot, millis)| Op::Drain { slot, millis }),
         1 => slot().prop_map(|slot| Op::Remove { slot }),
         1 => slot().prop_map(|slot| Op::Add { slot }),
     ]
@@ -108,6 +115,42 @@ struct Flow {
     state: State,
     last_seen: Instant,
     worker: usize,
+    /// More than one packet has passed.
+    again: bool,
+    /// A new connection has its request; its local port is in quarantine.
+    parked: bool,
+    /// Its server's deadline has come: its packets are answered with resets.
+    drained: bool,
+    /// Of a drained one: whether the client, and the server, have said that they have gone.
+    gone: [bool; 2],
+}
+
+impl Flow {
+    /// What its record is known by.
+    fn key(&self) -> Tuple<V4> {
+        if self.parked { reply(self) } else { request(self.service, self.client) }
+    }
+
+    /// The class in which it makes room at `now`, half-open before closing before idle, and for how many ticks it has been
+    /// silent.
+    fn makes_room(&self, now: Instant) -> Option<(u32, u32)> {
+        let idle = Ticks::at(now).since(Ticks::at(self.last_seen));
+        let silent = idle >= Ticks::from_nanos(10_000_000_000).0;
+        let class = match self.state {
+            State::Udp if self.again => silent.then_some(2)?,
+            State::Udp | State::None | State::SynSent | State::SynRecv | State::SynAck => 0,
+            State::FinWait | State::CloseWait => silent.then_some(1)?,
+            State::TimeWait | State::Close | State::LastAck | State::Listen => 1,
+            State::Established => return None,
+        };
+        Some((class, idle))
+    }
+
+    /// The same for its local port: closing ones first, handshakes not in their first second.
+    fn gives_port(&self, now: Instant) -> Option<(bool, u32)> {
+        let (class, idle) = self.makes_room(now)?;
+        (class != 0 || idle >= Ticks::from_nanos(1_000_000_000).0).then_some((class == 1, idle))
+    }
 }
 
 struct Model {
@@ -123,7 +166,7 @@ struct Model {
 
 impl Model {
     fn new(schedulers: [SchedulerKind; SERVICES.len()], workers: usize) -> Self {
-        let slot = |slot| Slot { present: true, generation: 1, weight: 1 + slot as u32 % 3 };
+        let slot = |slot| Slot { present: true, generation: 1, weight: 1 + slot as u32 % 3, drain_at: None };
         let setup = Setup { schedulers, slots: std::array::from_fn(slot) };
         let lab = Lab::new(&setup, workers as u16);
         let (flows, tenants) = (Vec::new(), HashMap::new());
@@ -161,12 +204,21 @@ impl Model {
                 let nanos = due.since(self.lab.now).as_nanos();
                 self.lab.pass(Duration::from_nanos(nanos.saturating_sub(before * 1_000_000)));
             }
-            Op::Weight { slot, weight } => self.reload(|setup| setup.slots[slot].weight = weight),
+            Op::Weight { slot, weight } => self.reload(|setup| {
+                (setup.slots[slot].weight, setup.slots[slot].drain_at) = (weight, None);
+            }),
+            Op::Drain { slot, millis } => {
+                let at = self.lab.now + Duration::from_millis(millis);
+                self.reload(|setup| {
+                    (setup.slots[slot].weight, setup.slots[slot].drain_at) = (0, Some(at));
+                });
+            }
             Op::Remove { slot } => self.reload(|setup| setup.slots[slot].present = false),
             Op::Add { slot } => self.reload(|setup| {
                 let slot = &mut setup.slots[slot];
-                slot.generation += u32::from(!slot.present);
-                slot.present = true;
+                if !slot.present {
+                    *slot = Slot { generation: slot.generation + 1, present: true, drain_at: None, ..*slot };
+                }
             }),
         }
     }
@@ -189,6 +241,7 @@ impl Model {
     }
 
     fn client(&mut self, port: u16, service: usize, flags: u8, queue: usize) {
+        self.note_drained();
         let (protocol, mode, policy) = SERVICES[service];
         let request = request(service, client_endpoint(port));
         let now = self.lab.now;
@@ -199,15 +252,22 @@ impl Model {
         if let Some(place) = self.find(&request) {
             let flow = self.flows[place];
             let gone = !self.setup.has(flow.server);
-            let replaced = opens && may_be_replaced(flow.state, mode);
+            let replaced = !gone && opens && (flow.drained || self.may_be_replaced(&flow, now));
+            if flow.drained && !(gone || replaced) {
+                return self.drained(place, true, flags, now, &outcome);
+            }
             if !(gone || replaced) {
                 let view = if mode.sees_replies() { View::Input } else { View::InputOnly };
                 self.check_request(&outcome, &flow, queue);
                 let flow = &mut self.flows[place];
-                (flow.state, flow.last_seen) = (flow.state.next(view, flags), now);
+                (flow.state, flow.last_seen, flow.again) = (flow.state.next(view, flags), now, true);
                 return;
             }
-            self.flows.swap_remove(place);
+            if replaced && mode == Mode::Fullnat && !matches!(flow.state, State::None | State::SynRecv) {
+                self.flows[place].parked = true;
+            } else {
+                self.flows.swap_remove(place);
+            }
             if gone {
                 (refusal, schedules) = (DropReason::ServerGone, false);
             }
@@ -234,6 +294,7 @@ impl Model {
                 return assert!(outcome.emitted <= 1);
             }
             Some(DropReason::TableFull) => {
+                assert!(self.flows.iter().filter(here).all(|flow| flow.makes_room(now).is_none()));
                 return assert_eq!(self.flows.iter().filter(here).count(), CAPACITY);
             }
             Some(DropReason::NoLocalPort) => {
@@ -242,7 +303,8 @@ impl Model {
                 let exhausted = |&slot: &usize| {
                     let address = lab::server_address(slot);
                     let towards = |flow: &&Flow| lab::server_address(flow.server.slot as usize) == address;
-                    flows.iter().filter(towards).filter(here).count() == ports
+                    let stays = |flow: &&Flow| flow.gives_port(now).is_none();
+                    flows.iter().filter(towards).filter(here).filter(stays).count() == ports
                 };
                 return assert!(mode == Mode::Fullnat && eligible.iter().any(exhausted), "a port is free");
             }
@@ -272,8 +334,108 @@ impl Model {
             state,
             last_seen: now,
             worker: outcome.worker,
+            again: false,
+            parked: false,
+            drained: false,
+            gone: [false; 2],
         };
+        if mode == Mode::Fullnat {
+            self.gave_its_port(&flow, now);
+        }
+        self.made_room(outcome.worker, now);
         self.flows.push(flow);
+    }
+
+    /// If the new `flow` has the port of another one, that may give it, and no better one was there.
+    fn gave_its_port(&mut self, flow: &Flow, now: Instant) {
+        let towards = |other: &Flow| {
+            (other.worker, other.service, other.server.slot) == (flow.worker, flow.service, flow.server.slot)
+        };
+        let Some(place) = self.flows.iter().position(|other| towards(other) && other.peer == flow.peer)
+        else {
+            return;
+        };
+        let holders = self.flows.iter().filter(|other| towards(other));
+        let ports = LOCAL_PORTS.filter(|port| usize::from(*port) % self.workers == flow.worker).count();
+        assert_eq!(holders.clone().count(), ports, "a port is free");
+        let best = holders.filter_map(|other| other.gives_port(now)).max();
+        assert!(best.is_some() && self.flows[place].gives_port(now) == best, "{:?}", self.flows[place]);
+        self.flows.swap_remove(place);
+    }
+
+    /// If a worker's table was full, one connection has gone, and none goes before it.
+    fn made_room(&mut self, worker: usize, now: Instant) {
+        let here = |flow: &&Flow| flow.worker == worker;
+        if self.flows.iter().filter(here).count() < CAPACITY {
+            return;
+        }
+        let rank = |flow: &Flow| flow.makes_room(now).map(|(class, idle)| (class, u32::MAX - idle));
+        let first = self.flows.iter().filter(here).filter_map(rank).min();
+        let there = self.records();
+        let went = |flow: &Flow| here(&flow) && !there.contains_key(&flow.key()) && rank(flow) == first;
+        let place = self.flows.iter().position(went);
+        let place = place.filter(|_| first.is_some()).expect("the one to go has made room");
+        self.flows.swap_remove(place);
+    }
+
+    /// All records by what they are known by, with their workers.
+    fn records(&self) -> HashMap<Tuple<V4>, (usize, Conn<V4>)> {
+        let key = |conn: &Conn<V4>| match conn.flags.has(ConnFlags::PARKED) {
+            true => conn.reply().unwrap(),
+            false => conn.request(),
+        };
+        self.lab.connections().into_iter().map(|(worker, conn)| (key(&conn), (worker, conn))).collect()
+    }
+
+    /// Takes over what has become of connections whose server's deadline has come, and sees that it has.
+    fn note_drained(&mut self) {
+        let (there, now, setup) = (self.records(), self.lab.now, &self.setup);
+        self.flows.retain_mut(|flow| {
+            let at = setup.slots[flow.server.slot as usize].drain_at.filter(|_| setup.has(flow.server));
+            let over = at.is_some_and(|at| at <= now);
+            let long_over = at.is_some_and(|at| at + Duration::from_millis(5) <= now && flow.last_seen < at);
+            let Some((_, conn)) = there.get(&flow.key()) else {
+                return !(over && flow.state == State::Udp);
+            };
+            if conn.flags.has(ConnFlags::DRAINED) && !flow.drained {
+                assert!(over && !flow.parked, "{flow:?}");
+                assert!(!matches!(flow.state, State::Udp | State::TimeWait | State::Close), "{flow:?}");
+                let last_seen = Instant::from_nanos(u64::from(conn.last_seen.0) << Ticks::SHIFT);
+                *flow = Flow { drained: true, state: State::Close, last_seen, ..*flow };
+            }
+            let over_anyway = flow.drained || matches!(flow.state, State::TimeWait | State::Close);
+            assert!(!long_over || flow.parked || over_anyway, "still there after its deadline: {flow:?}");
+            true
+        });
+    }
+
+    /// A packet of a drained connection resets whoever has not gone.
+    fn drained(&mut self, place: usize, from_client: bool, flags: u8, now: Instant, outcome: &Outcome) {
+        let flow = &mut self.flows[place];
+        assert_eq!((outcome.reason, outcome.worker), (Some(DropReason::Drained), flow.worker), "{outcome:?}");
+        let (sender, other) = if from_client { (0, 1) } else { (1, 0) };
+        let (reset, acks) = (flags & RST != 0, flags & ACK != 0);
+        let to_other = (!reset || acks) && !flow.gone[other];
+        let to_sender = !reset && acks;
+        assert_eq!(outcome.emitted, usize::from(to_other) + usize::from(to_sender), "{outcome:?}");
+        flow.gone[sender] |= reset;
+        flow.last_seen = now;
+        if flow.gone == [true; 2] {
+            self.flows.swap_remove(place);
+        }
+    }
+
+    /// Whether a first SYN on its tuple opens a new connection.
+    fn may_be_replaced(&self, flow: &Flow, now: Instant) -> bool {
+        let idle = Ticks::at(now).since(Ticks::at(flow.last_seen));
+        match flow.state {
+            State::TimeWait | State::Close | State::LastAck => true,
+            State::FinWait | State::CloseWait => {
+                !mode(flow.service).sees_replies() || idle >= Ticks::from_nanos(1_000_000_000).0
+            }
+            State::None | State::SynRecv => self.setup.slots[flow.server.slot as usize].weight == 0,
+            _ => false,
+        }
     }
 
     /// What the scheduler promises, as far as one worker alone can keep it.
@@ -329,19 +491,28 @@ impl Model {
 
     fn server(&mut self, place: usize, flags: u8, queue: usize) {
         let flow = self.flows[place];
+        self.note_drained();
+        // A flow of datagrams may have ended just now.
+        let Some(place) = self.flows.iter().position(|other| other.key() == flow.key()) else { return };
+        let flow = self.flows[place];
         let (protocol, mode, _) = SERVICES[flow.service];
         let slot = flow.server.slot as usize;
         let reply = reply(&flow);
         let now = self.lab.now;
         let outcome = self.lab.deliver(queue, &lab::frame(lab::server_mac(slot), &reply, flags));
-        if self.setup.has(flow.server) {
+        if flow.parked {
+            assert_eq!(outcome.reason, Some(DropReason::OutOfState), "{outcome:?}");
+            assert_eq!(outcome.emitted, usize::from(flags & RST == 0));
+        } else if self.setup.has(flow.server) && flow.drained {
+            self.drained(place, false, flags, now, &outcome);
+        } else if self.setup.has(flow.server) {
             assert_eq!(outcome.verdict, Verdict::Forward(shunt_engine::PortId(0)), "{outcome:?}");
             assert_eq!(outcome.worker, flow.worker);
             let (mac, tuple, outer) = lab::parse(&outcome.frame);
             let to_client = request(flow.service, flow.client).reversed();
             assert_eq!((mac, tuple, outer), (lab::client_mac(), to_client, None));
             let flow = &mut self.flows[place];
-            (flow.state, flow.last_seen) = (flow.state.next(View::Output, flags), now);
+            (flow.state, flow.last_seen, flow.again) = (flow.state.next(View::Output, flags), now, true);
         } else if mode == Mode::Nat && !self.setup.slots[slot].present {
             // Nobody's packet any more, as far as this director can tell; the connection times out.
             assert_eq!(outcome.verdict, Verdict::Punt);
@@ -377,21 +548,22 @@ impl Model {
 
     /// Compares everything the workers have with the model; connections whose time has come may be gone.
     fn check(&mut self) {
+        self.note_drained();
         let mut tuples = HashSet::new();
-        let mut there = HashMap::new();
-        for (worker, conn) in self.lab.connections() {
-            assert!(tuples.insert(conn.request()), "{:?} is there twice", conn.request());
+        let mut there = self.records();
+        for (_, conn) in self.lab.connections() {
+            let parked = conn.flags.has(ConnFlags::PARKED);
+            assert!(parked || tuples.insert(conn.request()), "{:?} is there twice", conn.request());
             assert!(
                 conn.reply().is_none_or(|reply| tuples.insert(reply)),
                 "{:?} is there twice",
                 conn.reply()
             );
-            there.insert(conn.request(), (worker, conn));
         }
         let now = self.lab.now;
         self.flows.retain(|flow| {
             let (idle, timeout) = (now.since(flow.last_seen), Timeouts::default().get(flow.state));
-            let Some((worker, conn)) = there.remove(&request(flow.service, flow.client)) else {
+            let Some((worker, conn)) = there.remove(&flow.key()) else {
                 assert!(idle >= timeout, "went after {idle:?} of {timeout:?}: {flow:?}");
                 return false;
             };
@@ -421,7 +593,7 @@ impl Model {
     }
 
     fn find(&self, tuple: &Tuple<V4>) -> Option<usize> {
-        self.flows.iter().position(|flow| request(flow.service, flow.client) == *tuple)
+        self.flows.iter().position(|flow| !flow.parked && request(flow.service, flow.client) == *tuple)
     }
 }
 
@@ -437,12 +609,6 @@ fn destination(service: usize, outcome: &Outcome) -> (usize, Option<Endpoint<V4>
     assert_eq!(tuple.dst, dst);
     assert_eq!(outer, (mode == Mode::Tun).then_some(server.address));
     (slot, (mode == Mode::Fullnat).then_some(tuple.src))
-}
-
-/// Whether a first SYN on a connection's tuple opens a new one.
-fn may_be_replaced(state: State, mode: Mode) -> bool {
-    matches!(state, State::TimeWait | State::Close | State::LastAck)
-        || state == State::FinWait && !mode.sees_replies()
 }
 
 fn mode(service: usize) -> Mode {
