@@ -200,6 +200,13 @@ impl Daemon {
         status["workers"].as_array().unwrap().clone()
     }
 
+    /// One of the counters of events, over all workers.
+    pub(crate) fn event(&self, name: &str) -> u64 {
+        let counters: Value = serde_json::from_slice(&self.shunt(&["counters", "--json"]).stdout).unwrap();
+        let events = counters["events"].as_array().unwrap();
+        events.iter().find(|event| event["name"] == name).unwrap()["value"].as_u64().unwrap()
+    }
+
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("shunt.log")).unwrap_or_default()
