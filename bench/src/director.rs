@@ -86,7 +86,7 @@ fn service(number: usize, mode: Mode) -> Service {
         id: ServiceId(number as u32),
         name: mode.name().into(),
         protocol: Protocol::Tcp,
-        listen: vec![Listen { address: ip(vip.address.0), ports: vip.port..=vip.port }],
+        listen: vec![Listen { prefix: Prefix::host(ip(vip.address.0)), ports: vip.port..=vip.port }],
         scheduler: SchedulerKind::Rr.into(),
         locals: (0..locals)
             .map(|index| Local { address: ip(0x0a00_0001 + u32::from(index)), ports: LOCAL_PORTS })

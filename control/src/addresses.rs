@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{OpenPort, exit};
-use crate::config::{Config, Service};
+use crate::config::{Config, Listen, Service};
 use crate::kernel::{Kernel, Way};
 use crate::netlink::{Netlink, NetlinkError};
 
@@ -105,8 +105,8 @@ pub fn wanted(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<
     let Some(first) = ports.first() else { return BTreeSet::new() };
     let mut wanted = BTreeSet::new();
     for service in &config.services {
-        for listen in &service.listen {
-            let address = listen.address;
+        // A prefix is no address: what is for it comes because the network routes it here.
+        for address in service.listen.iter().filter_map(Listen::vip) {
             let link = attached(kernel, ports, address).unwrap_or(first.link);
             wanted.insert((link, address));
         }

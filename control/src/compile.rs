@@ -53,6 +53,8 @@ pub fn compile(
         builder.route(prefix, id);
         numbered.push((prefix, id));
     }
+    let own = kernel.addresses.iter().map(|own| own.address);
+    own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
     builder.routes_generation(numbers.routes(&numbered));
     for service in &config.services {
         let (service, servers) = service_and_servers(service, numbers);
@@ -185,7 +187,7 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
             hop: None,
         })
         .collect();
-    let listen = |entry: &AddressPorts| Listen { address: entry.address, ports: entry.ports() };
+    let listen = |entry: &config::Listen| Listen { prefix: entry.prefix, ports: entry.ports() };
     let local = |entry: &AddressPorts| Local { address: entry.address, ports: entry.ports() };
     let service = Service {
         id,

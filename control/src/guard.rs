@@ -5,6 +5,8 @@
 //! anything looks at them. It outlives the daemon on purpose: the next start replaces it, `shunt cleanup` removes it.
 //! ICMP and all other ports pass; what the director itself sends passes.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::Stdio;
 
@@ -61,64 +63,75 @@ pub async fn remove() -> Result<(), GuardError> {
 /// through: an answer to the director's own connection is the kernel's.
 pub fn script(rules: &[Rule]) -> String {
     let mut text = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
-    for side in [Side::Destination, Side::Source] {
-        for ipv4 in [true, false] {
-            set_of(&mut text, rules, side, ipv4);
-        }
-    }
+    let sets = sets(rules);
+    sets.iter().for_each(|set| set.declare(&mut text));
     text.push_str(" chain prerouting {\n  type filter hook prerouting priority raw; policy accept;\n");
-    for (side, ipv4) in
-        [(Side::Destination, true), (Side::Destination, false), (Side::Source, true), (Side::Source, false)]
-    {
-        if elements(rules, side, ipv4).next().is_some() {
-            let (name, key) = words(side, ipv4);
-            let passing = if side == Side::Source { " fib daddr type != local" } else { "" };
-            writeln!(text, "  {key} @{name}{passing} counter drop").expect("strings take everything");
-        }
-    }
+    sets.iter().for_each(|set| set.drop(&mut text));
     text.push_str(" }\n}\n");
     text
 }
 
-fn set_of(text: &mut String, rules: &[Rule], side: Side, ipv4: bool) {
-    let elements: Vec<_> = elements(rules, side, ipv4).collect();
-    if elements.is_empty() {
-        return;
-    }
-    let (name, key) = words(side, ipv4);
-    writeln!(
-        text,
-        " set {name} {{\n  typeof {key}; flags interval;\n  elements = {{ {} }}\n }}",
-        elements.join(", ")
-    )
-    .expect("strings take everything");
+/// Rules that go into one set: of one side, one family and one length of prefixes, for the kernel refuses elements that
+/// overlap.
+struct Set {
+    side: Side,
+    ipv4: bool,
+    len: u8,
+    elements: Vec<String>,
 }
 
-/// The set's name, and what it is looked up by.
-fn words(side: Side, ipv4: bool) -> (&'static str, &'static str) {
-    match (side, ipv4) {
-        (Side::Destination, true) => ("ours4", "ip daddr . meta l4proto . th dport"),
-        (Side::Destination, false) => ("ours6", "ip6 daddr . meta l4proto . th dport"),
-        (Side::Source, true) => ("servers4", "ip saddr . meta l4proto . th sport"),
-        (Side::Source, false) => ("servers6", "ip6 saddr . meta l4proto . th sport"),
+fn sets(rules: &[Rule]) -> Vec<Set> {
+    let kind = |rule: &Rule| (rule.side, !rule.prefix.address().is_ipv4(), Reverse(rule.prefix.len()));
+    let kinds: BTreeSet<_> = rules.iter().map(kind).collect();
+    let set = |(side, ipv6, Reverse(len))| {
+        let of_set = rules.iter().filter(|rule| kind(rule) == (side, ipv6, Reverse(len)));
+        Set { side, ipv4: !ipv6, len, elements: merged(of_set).iter().map(element).collect() }
+    };
+    kinds.into_iter().map(set).collect()
+}
+
+impl Set {
+    fn declare(&self, text: &mut String) {
+        let (name, key, elements) = (self.name(), self.key(), self.elements.join(", "));
+        let set =
+            format!(" set {name} {{\n  typeof {key}; flags interval;\n  elements = {{ {elements} }}\n }}\n");
+        text.push_str(&set);
+    }
+
+    fn drop(&self, text: &mut String) {
+        let passing = if self.side == Side::Source { " fib daddr type != local" } else { "" };
+        writeln!(text, "  {} @{}{passing} counter drop", self.key(), self.name())
+            .expect("strings take everything");
+    }
+
+    fn name(&self) -> String {
+        let (word, family) = match self.side {
+            Side::Destination => ("ours", if self.ipv4 { 4 } else { 6 }),
+            Side::Source => ("servers", if self.ipv4 { 4 } else { 6 }),
+        };
+        let is_host = self.len == if self.ipv4 { 32 } else { 128 };
+        if is_host { format!("{word}{family}") } else { format!("{word}{family}_{}", self.len) }
+    }
+
+    /// What the set is looked up by.
+    fn key(&self) -> &'static str {
+        match (self.side, self.ipv4) {
+            (Side::Destination, true) => "ip daddr . meta l4proto . th dport",
+            (Side::Destination, false) => "ip6 daddr . meta l4proto . th dport",
+            (Side::Source, true) => "ip saddr . meta l4proto . th sport",
+            (Side::Source, false) => "ip6 saddr . meta l4proto . th sport",
+        }
     }
 }
 
-/// The rules of one set as its elements. The kernel refuses elements that overlap, so they are merged before.
-fn elements(rules: &[Rule], side: Side, ipv4: bool) -> impl Iterator<Item = String> + '_ {
-    let of_set = move |rule: &&Rule| rule.side == side && rule.prefix.address().is_ipv4() == ipv4;
-    merged(rules.iter().filter(of_set)).into_iter().map(move |rule| {
-        let ports = match (rule.ports.start(), rule.ports.end()) {
-            (first, last) if first == last => first.to_string(),
-            (first, last) => format!("{first}-{last}"),
-        };
-        let address = match rule.prefix.len() {
-            32 if ipv4 => rule.prefix.address().to_string(),
-            128 => rule.prefix.address().to_string(),
-            _ => rule.prefix.to_string(),
-        };
-        format!("{address} . {} . {ports}", rule.protocol)
-    })
+fn element(rule: &Rule) -> String {
+    let ports = match (rule.ports.start(), rule.ports.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    let prefix = rule.prefix;
+    let address = if prefix.is_host() { prefix.address().to_string() } else { prefix.to_string() };
+    format!("{address} . {} . {ports}", rule.protocol)
 }
 
 /// Rules of one prefix and protocol with their ports joined where they overlap.
@@ -206,8 +219,30 @@ mod tests {
             rule(Side::Destination, "203.0.113.10", 17, 53..=53),
             rule(Side::Destination, "203.0.113.10", 17, 54..=60),
         ];
-        let found: Vec<_> = elements(&rules, Side::Destination, true).collect();
-        assert_eq!(found, ["203.0.113.10 . 6 . 0-65535", "203.0.113.10 . 17 . 53-60"]);
+        let sets = sets(&rules);
+        assert_eq!(sets.len(), 1);
+        assert_eq!(sets[0].elements, ["203.0.113.10 . 6 . 0-65535", "203.0.113.10 . 17 . 53-60"]);
+    }
+
+    #[test]
+    fn prefixes_of_each_length_have_a_set_of_their_own() {
+        let prefix = |address: &str, len| Rule {
+            prefix: Prefix::new(address.parse().unwrap(), len).unwrap(),
+            ..rule(Side::Destination, "203.0.113.10", 6, 80..=80)
+        };
+        let rules = [
+            prefix("0.0.0.0", 1),
+            prefix("203.0.113.10", 32),
+            prefix("128.0.0.0", 1),
+            prefix("2001:db8::", 32),
+        ];
+        let found: Vec<_> = sets(&rules).iter().map(|set| (set.name(), set.elements.join(", "))).collect();
+        let expected = [
+            ("ours4", "203.0.113.10 . 6 . 80"),
+            ("ours4_1", "0.0.0.0/1 . 6 . 80, 128.0.0.0/1 . 6 . 80"),
+            ("ours6_32", "2001:db8::/32 . 6 . 80"),
+        ];
+        assert_eq!(found, expected.map(|(name, elements)| (name.to_owned(), elements.to_owned())));
     }
 
     #[test]

@@ -110,20 +110,26 @@ impl Daemon {
             Ok(added) => announce(&added, &self.kernel),
             Err(error) => warnings.push(error.to_string()),
         }
-        if rules != self.rules {
-            self.rules = rules;
-            if let Err(error) = self.steer() {
-                warnings.push(format!("port {error}"));
-            }
-            if let Err(error) = guard::set(&self.rules).await {
-                warnings.push(format!("guard: {error}"));
-            }
-        }
+        self.follow(rules, warnings).await;
         let stations = stations(&self.config, &self.kernel, &self.ports);
         if let Err(error) = self.adjust_neighbours(&stations).await {
             warnings.push(error.to_string());
         }
         generation.0
+    }
+
+    /// Guard and steering take `rules` and nothing else.
+    async fn follow(&mut self, rules: Vec<Rule>, warnings: &mut Vec<String>) {
+        if rules == self.rules {
+            return;
+        }
+        self.rules = rules;
+        if let Err(error) = self.steer() {
+            warnings.push(format!("port {error}"));
+        }
+        if let Err(error) = guard::set(&self.rules).await {
+            warnings.push(format!("guard: {error}"));
+        }
     }
 
     /// Brings the managed neighbours in line. What the kernel refuses is said once, until it refuses nothing.
@@ -166,8 +172,13 @@ impl Daemon {
         match compile(&self.config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current()) {
             Ok(snapshot) => {
                 self.numbers = numbers;
+                // An address of the director's that comes or goes makes a hole in a prefix, or closes one.
+                let rules = snapshot.steering();
                 self.publisher.publish(snapshot);
                 self.workers.wakers().wake_all();
+                let mut warnings = Vec::new();
+                self.follow(rules, &mut warnings).await;
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             }
             Err(error) => {
                 tracing::error!("the kernel's network is too large, workers keep the old view: {error}")

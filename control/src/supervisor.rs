@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::addresses::{self, AddressError, Ledger, LedgerError, Ours};
+use crate::admin::connections::Dumps;
 use crate::admin::socket::{SocketError, claim};
 use crate::admin::{Ask, server};
 use crate::announce::announce;
@@ -107,6 +108,7 @@ pub struct Daemon {
     pub(crate) devices: Vec<Box<dyn Port>>,
     pub(crate) workers: Workers<Pipeline>,
     pub(crate) counters: Vec<Published>,
+    pub(crate) dumps: Dumps,
     pub(crate) publisher: Publisher<Snapshot>,
     pub(crate) numbers: Numbers,
     /// What guard and steering hold.
@@ -208,7 +210,8 @@ impl Daemon {
         let mut numbers = Numbers::default();
         let snapshot = compile(&config, &kernel, &ports, &mut numbers, &Snapshot::default())?;
         let (publisher, readers) = publish::channel(snapshot, workers);
-        let pipelines = pipelines(&config, readers)?;
+        let mut pipelines = pipelines(&config, readers)?;
+        let inquiries = pipelines.iter_mut().map(Pipeline::inquiries).collect();
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
         let made = devices::workers(engine, &mut devices, pipelines, pools, links, punt.as_ref())?;
@@ -217,6 +220,7 @@ impl Daemon {
         for warning in workers.placements().iter().filter_map(|placement| placement.warning.as_ref()) {
             tracing::warn!("{warning}");
         }
+        let dumps = Dumps::new(inquiries, workers.wakers().clone());
         let rules = Vec::new();
         let (file, started) = (file.to_owned(), tokio::time::Instant::now());
         Ok(Self {
@@ -229,6 +233,7 @@ impl Daemon {
             devices,
             workers,
             counters,
+            dumps,
             publisher,
             numbers,
             rules,
@@ -288,6 +293,7 @@ impl Daemon {
             Ask::Status(answer) => drop(answer.send(self.status())),
             Ask::Workers(answer) => drop(answer.send(self.workers_view())),
             Ask::Counters(answer) => drop(answer.send(self.counters_view())),
+            Ask::Connections(answer) => drop(answer.send(self.connections_access())),
             Ask::Reload(answer) => drop(answer.send(self.reload().await)),
         }
     }

@@ -472,7 +472,7 @@ const fn load_fields(active: bool) -> (ServerField, ServerField) {
 /// Whether an address may be a client's. Linux drops the others as martians; here answers to them would go in circles.
 fn may_be_client<A: Ip>(address: A, snapshot: &Snapshot) -> bool {
     let ip = address.to_ip();
-    address.is_host() && !snapshot.index().has_address(ip) && !snapshot.locals().has_address(ip)
+    address.is_host() && !snapshot.index().is_vip(ip) && !snapshot.locals().has_address(ip)
 }
 
 /// Whether a first SYN on this connection's tuple is a new connection (LVS: conn_reuse_mode, without its delay).

@@ -9,6 +9,7 @@ pub mod classify;
 pub mod conn;
 pub mod counters;
 mod drain;
+pub mod dump;
 pub mod emit;
 pub mod flow;
 pub mod forward;

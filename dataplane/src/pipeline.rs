@@ -8,7 +8,9 @@ use shunt_engine::publish::Reader;
 use shunt_engine::{BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, WorkerId};
 
 use crate::classify::{Class, classify};
+use crate::conn::Ticks;
 use crate::counters::{self, WorkerCounters};
+use crate::dump::{self, Dumps, Inquiry};
 use crate::flow::{Context, Flows, Search};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
@@ -51,6 +53,7 @@ pub struct Pipeline {
     shared: Shared,
     counters: WorkerCounters,
     publication: Publication,
+    dumps: Dumps,
 }
 
 impl Pipeline {
@@ -66,6 +69,7 @@ impl Pipeline {
             shared: Shared::new(config),
             counters: WorkerCounters::new(config.max_servers as usize),
             publication: Publication::default(),
+            dumps: Dumps::default(),
         })
     }
 
@@ -79,12 +83,17 @@ impl Pipeline {
         self.shared.set_peers(peers);
     }
 
-    /// The worker's IPv4 connections, for dumps and tests.
+    /// The askers' ends of the worker's dumps. To be called once, before the worker starts.
+    pub fn inquiries(&mut self) -> Vec<Inquiry> {
+        self.dumps.open()
+    }
+
+    /// The worker's IPv4 connections, for tests.
     pub fn flows_v4(&self) -> &Flows<V4> {
         &self.v4.flows
     }
 
-    /// The worker's IPv6 connections, for dumps and tests.
+    /// The worker's IPv6 connections, for tests.
     pub fn flows_v6(&self) -> &Flows<V6> {
         &self.v6.flows
     }
@@ -109,7 +118,7 @@ impl Program for Pipeline {
         verdicts: &mut Verdicts,
         emit: &mut Emit<'_>,
     ) {
-        let Self { snapshot, v4, v6, shared, counters, publication } = self;
+        let Self { snapshot, v4, v6, shared, counters, publication, .. } = self;
         let snapshot = snapshot.get();
         let mut cx = Context::new(now, origin, snapshot, counters, shared, emit);
         frames.iter().for_each(Frame::prefetch);
@@ -144,7 +153,7 @@ impl Program for Pipeline {
     }
 
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
-        let Self { snapshot, v4, v6, shared, counters, publication } = self;
+        let Self { snapshot, v4, v6, shared, counters, publication, dumps } = self;
         shared.tick(now, snapshot.get());
         let mut cx = Context::new(now, Origin::Port, snapshot.get(), counters, shared, emit);
         let next = [v4.tick(&mut cx), v6.tick(&mut cx)];
@@ -152,7 +161,10 @@ impl Program for Pipeline {
             publication.request(counters);
         }
         let publication = publication.run(now, counters);
-        next.iter().map(|tick| tick.next).chain([publication]).flatten().min()
+        let (tables, ticks) = ((v4.flows.table(), v6.flows.table()), Ticks::at(now));
+        let dumping = dumps.work(|from, limit, found| dump::scan(tables, from, limit, ticks, found));
+        let dump = dumping.then_some(now);
+        next.iter().map(|tick| tick.next).chain([publication, dump]).flatten().min()
     }
 
     fn close(&mut self, pool: &mut Mempool) {
@@ -209,7 +221,7 @@ mod tests {
     use shunt_engine::{PortId, Verdict, publish};
 
     use super::*;
-    use crate::conn::{Conn, ConnFlags, Ticks, Timeouts};
+    use crate::conn::{Conn, ConnFlags, Timeouts};
     use crate::neigh::{HopId, NextHop};
     use crate::scheduler::SchedulerKind;
     use crate::server::{Mode, Server, ServerId};
@@ -260,7 +272,7 @@ mod tests {
             id: service,
             name: "web".into(),
             protocol: Protocol::Tcp,
-            listen: vec![Listen { address: ip(VIP.address), ports: VIP.port..=VIP.port }],
+            listen: vec![Listen { prefix: Prefix::host(ip(VIP.address)), ports: VIP.port..=VIP.port }],
             scheduler: SchedulerKind::Rr.into(),
             locals: vec![Local { address: ip(LOCAL), ports: 1024..=2047 }],
             out_of_state: OutOfState::Reset,

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use shunt_engine::steer::Prefix;
+
 use crate::conn::Timeouts;
 use crate::scheduler::Scheduler;
 use crate::tuple::{EndpointKey, KeyHasher, Protocol};
@@ -26,8 +28,8 @@ pub enum OutOfState {
 /// Addresses and ports a service answers on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// The virtual address (VIP).
-    pub address: IpAddr,
+    /// The virtual address (VIP), or every address of a prefix.
+    pub prefix: Prefix,
     /// The ports; `0..=65535` is every port.
     pub ports: RangeInclusive<u16>,
 }
@@ -72,46 +74,135 @@ impl Service {
     }
 }
 
-type Ranges = Vec<(RangeInclusive<u16>, ServiceId)>;
-
-/// Finds the service of a destination: exact port first, then ranges, the narrowest first.
+/// Finds the service of a destination. A listen entry for one address goes before those for prefixes, a longer prefix
+/// before a shorter one; then an exact port before ranges, and a narrow range before a wide one.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceIndex {
+    hosts: Listeners,
+    /// Longest first. Empty unless a service listens on a prefix.
+    levels: Vec<Level>,
+    /// The director's own addresses: of prefixes they are no part.
+    own: HashSet<IpAddr, KeyHasher>,
+}
+
+/// Listen entries of prefixes of one length.
+#[derive(Clone, Debug)]
+struct Level {
+    ipv4: bool,
+    len: u8,
+    listeners: Listeners,
+}
+
+/// Who listens on an address, be it a host's or the first one of a prefix.
+#[derive(Clone, Debug, Default)]
+struct Listeners {
     exact: HashMap<EndpointKey, ServiceId, KeyHasher>,
     ranges: HashMap<EndpointKey, Ranges, KeyHasher>,
     addresses: HashSet<IpAddr, KeyHasher>,
 }
 
+type Ranges = Vec<(RangeInclusive<u16>, ServiceId)>;
+
 impl ServiceIndex {
-    /// Indexes the listen entries of `services`. Control has refused overlaps of equal width before.
-    pub fn new<'a>(services: impl IntoIterator<Item = &'a Service>) -> Self {
-        let mut index = Self::default();
+    /// Indexes the listen entries of `services`. Control has refused overlaps of equal width before. `own` are the
+    /// director's addresses, which prefixes leave alone.
+    pub fn new<'a>(
+        services: impl IntoIterator<Item = &'a Service>,
+        own: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let mut index = Self { own: own.into_iter().collect(), ..Self::default() };
         for service in services {
             for listen in &service.listen {
-                index.addresses.insert(listen.address);
-                let (first, last) = (*listen.ports.start(), *listen.ports.end());
-                let key = |port| EndpointKey { address: listen.address, port, protocol: service.protocol };
-                if first == last {
-                    index.exact.insert(key(first), service.id);
-                } else {
-                    let ranges = index.ranges.entry(key(0)).or_default();
-                    ranges.push((listen.ports.clone(), service.id));
-                    ranges.sort_by_key(|(ports, _)| ports.end() - ports.start());
-                }
+                index.level(listen.prefix).add(service, listen);
             }
         }
+        index.levels.sort_by_key(|level| std::cmp::Reverse(level.len));
         index
     }
 
-    /// Whether any service answers on `address`.
-    #[inline]
-    pub fn has_address(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address)
+    fn level(&mut self, prefix: Prefix) -> &mut Listeners {
+        if prefix.is_host() {
+            return &mut self.hosts;
+        }
+        let (ipv4, len) = (prefix.address().is_ipv4(), prefix.len());
+        let found = self.levels.iter().position(|level| (level.ipv4, level.len) == (ipv4, len));
+        let at = found.unwrap_or_else(|| {
+            self.levels.push(Level { ipv4, len, listeners: Listeners::default() });
+            self.levels.len() - 1
+        });
+        &mut self.levels[at].listeners
     }
 
-    /// The service that answers on `address`, `port`, `protocol`.
+    /// Whether a service answers on `address` itself.
+    #[inline]
+    pub fn is_vip(&self, address: IpAddr) -> bool {
+        self.hosts.addresses.contains(&address)
+    }
+
+    /// Whether any service answers on `address`, be it as part of a prefix.
+    #[inline]
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.is_vip(address) || (!self.levels.is_empty() && self.is_covered(address))
+    }
+
+    /// The service that answers on `address` itself, `port`, `protocol`.
     #[inline]
     pub fn lookup(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
+        self.hosts.lookup(address, port, protocol)
+    }
+
+    /// The service that answers there because `address` is in a prefix it listens on.
+    #[inline]
+    pub fn lookup_prefix(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
+        if self.levels.is_empty() { None } else { self.longest(address, port, protocol) }
+    }
+
+    #[cold]
+    fn longest(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
+        self.networks(address).find_map(|(network, listeners)| listeners.lookup(network, port, protocol))
+    }
+
+    #[cold]
+    fn is_covered(&self, address: IpAddr) -> bool {
+        self.networks(address).any(|(network, listeners)| listeners.addresses.contains(&network))
+    }
+
+    /// The networks around `address` whose length some listen entry has, with those entries. Longest first.
+    fn networks(&self, address: IpAddr) -> impl Iterator<Item = (IpAddr, &Listeners)> {
+        let levels = if self.own.contains(&address) { &[] } else { self.levels.as_slice() };
+        levels.iter().filter(move |level| level.ipv4 == address.is_ipv4()).filter_map(move |level| {
+            let network = Prefix::new(address, level.len)?.address();
+            Some((network, &level.listeners))
+        })
+    }
+
+    /// The addresses of `listen` that are listened on.
+    pub(crate) fn prefixes_of(&self, listen: &Listen) -> Vec<Prefix> {
+        if listen.prefix.is_host() {
+            return vec![listen.prefix];
+        }
+        let own: Vec<IpAddr> = self.own.iter().copied().collect();
+        listen.prefix.without(&own)
+    }
+}
+
+impl Listeners {
+    fn add(&mut self, service: &Service, listen: &Listen) {
+        let address = listen.prefix.address();
+        self.addresses.insert(address);
+        let (first, last) = (*listen.ports.start(), *listen.ports.end());
+        let key = |port| EndpointKey { address, port, protocol: service.protocol };
+        if first == last {
+            self.exact.insert(key(first), service.id);
+        } else {
+            let ranges = self.ranges.entry(key(0)).or_default();
+            ranges.push((listen.ports.clone(), service.id));
+            ranges.sort_by_key(|(ports, _)| ports.end() - ports.start());
+        }
+    }
+
+    #[inline]
+    fn lookup(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
         if let Some(&id) = self.exact.get(&EndpointKey { address, port, protocol }) {
             return Some(id);
         }
@@ -126,10 +217,17 @@ mod tests {
     use crate::scheduler::SchedulerKind;
     use crate::server::Mode;
 
+    /// An address, or one with a length.
+    fn prefix(text: &str) -> Prefix {
+        match text.split_once('/') {
+            Some((address, len)) => Prefix::new(address.parse().unwrap(), len.parse().unwrap()).unwrap(),
+            None => Prefix::host(text.parse().unwrap()),
+        }
+    }
+
     fn service(id: u32, protocol: Protocol, listen: &[(&str, RangeInclusive<u16>)]) -> Service {
-        let listen = listen
-            .iter()
-            .map(|(address, ports)| Listen { address: address.parse().unwrap(), ports: ports.clone() });
+        let listen =
+            listen.iter().map(|(address, ports)| Listen { prefix: prefix(address), ports: ports.clone() });
         Service {
             id: ServiceId(id),
             name: format!("s{id}"),
@@ -150,7 +248,7 @@ mod tests {
             service(2, Protocol::Tcp, &[("203.0.113.1", 8080..=8080), ("2001:db8::1", 80..=80)]),
             service(3, Protocol::Udp, &[("203.0.113.1", 53..=53)]),
         ];
-        let index = ServiceIndex::new(&services);
+        let index = ServiceIndex::new(&services, []);
         let find = |address: &str, port, protocol| {
             index.lookup(address.parse().unwrap(), port, protocol).map(|id| id.0)
         };
@@ -161,6 +259,37 @@ mod tests {
         assert_eq!(find("203.0.113.1", 54, Protocol::Udp), None);
         assert_eq!(find("2001:db8::1", 80, Protocol::Tcp), Some(2));
         assert_eq!(find("203.0.113.2", 80, Protocol::Tcp), None);
+    }
+
+    #[test]
+    fn the_longest_prefix_wins_and_a_port_it_does_not_have_falls_to_the_next() {
+        let services = [
+            service(0, Protocol::Tcp, &[("0.0.0.0/0", 80..=80), ("0.0.0.0/0", 8000..=8099)]),
+            service(1, Protocol::Tcp, &[("198.51.100.0/24", 80..=80), ("198.51.100.0/24", 8080..=8080)]),
+            service(2, Protocol::Tcp, &[("198.51.100.128/25", 0..=65535)]),
+            service(3, Protocol::Tcp, &[("203.0.113.1", 443..=443), ("2001:db8::/32", 80..=80)]),
+        ];
+        let own = ["203.0.113.1", "192.0.2.1"].map(|own| own.parse().unwrap());
+        let index = ServiceIndex::new(&services, own);
+        let find = |address: &str, port| {
+            index.lookup_prefix(address.parse().unwrap(), port, Protocol::Tcp).map(|id| id.0)
+        };
+        assert_eq!(
+            (find("192.0.2.7", 80), find("192.0.2.7", 8099), find("192.0.2.7", 81)),
+            (Some(0), Some(0), None)
+        );
+        assert_eq!((find("198.51.100.7", 80), find("198.51.100.7", 8080)), (Some(1), Some(1)));
+        assert_eq!(find("198.51.100.7", 8081), Some(0), "only the shorter one has that port");
+        assert_eq!((find("198.51.100.200", 80), find("198.51.100.200", 22)), (Some(2), Some(2)));
+        assert_eq!((find("2001:db8:7::1", 80), find("2001:db9::1", 80)), (Some(3), None));
+        assert_eq!(index.lookup_prefix("192.0.2.7".parse().unwrap(), 80, Protocol::Udp), None);
+        // The director's own addresses are its kernel's, whatever prefix is around them.
+        assert_eq!((find("203.0.113.1", 80), find("192.0.2.1", 80)), (None, None));
+        let has = |address: &str| index.has_address(address.parse().unwrap());
+        assert!(has("192.0.2.7") && has("203.0.113.1") && has("2001:db8::1"));
+        assert!(!has("192.0.2.1") && !has("2001:db9::1"));
+        let is_vip = |address: &str| index.is_vip(address.parse().unwrap());
+        assert!(is_vip("203.0.113.1") && !is_vip("192.0.2.7"));
     }
 
     #[test]

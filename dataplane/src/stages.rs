@@ -181,6 +181,10 @@ impl<A: Ip> Stages<A> {
         if let Some((role, tuple)) = self.fragments.lookup(&key, cx.now) {
             return self.follow(cx, origin, &Packet { role, tuple, meta }, frame);
         }
+        if !cx.snapshot.names(key.src.to_ip(), key.dst.to_ip()) {
+            // Only a prefix covers it: most of what passes there is others' business, and must not be held up.
+            return Decision::Punt;
+        }
         if !self.fragments.has_room() {
             return Decision::Drop(DropReason::FragmentsFull);
         }

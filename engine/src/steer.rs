@@ -67,6 +67,30 @@ impl Prefix {
         self.len == 0
     }
 
+    /// What is left of the prefix without single addresses, as the largest prefixes there are.
+    pub fn without(self, holes: &[IpAddr]) -> Vec<Self> {
+        let holes: Vec<IpAddr> = holes.iter().copied().filter(|hole| self.contains(*hole)).collect();
+        if holes.is_empty() {
+            return vec![self];
+        }
+        self.halves().into_iter().flatten().flat_map(|half| half.without(&holes)).collect()
+    }
+
+    /// The two prefixes of the next length; `None` for a single address.
+    fn halves(self) -> Option<[Self; 2]> {
+        let low = Self::new(self.address, self.len + 1)?;
+        let address = match self.address {
+            IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() | 1 << (31 - self.len)).into()),
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() | 1 << (127 - self.len)).into()),
+        };
+        Some([low, Self { address, ..low }])
+    }
+
+    /// Whether it holds one address only.
+    pub fn is_host(&self) -> bool {
+        self.len == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
     /// Whether `address` lies in the prefix.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4() && Self::new(address, self.len) == Some(*self)
@@ -109,5 +133,18 @@ mod tests {
         assert!(v6.contains("2001:db8:ffff::".parse().unwrap()));
         assert_eq!(Prefix::new("10.0.0.1".parse().unwrap(), 33), None);
         assert!(Prefix::host("::1".parse().unwrap()).contains("::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_prefix_without_some_addresses_holds_all_others() {
+        let prefix = Prefix::new("10.0.0.0".parse().unwrap(), 29).unwrap();
+        let holes = ["10.0.0.3", "10.0.0.7", "192.0.2.1"].map(|hole| hole.parse().unwrap());
+        let left: Vec<_> = prefix.without(&holes).iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["10.0.0.0/31", "10.0.0.2/32", "10.0.0.4/31", "10.0.0.6/32"]);
+        assert_eq!(prefix.without(&holes[2..]), [prefix]);
+        let host = Prefix::host(holes[0]);
+        assert_eq!((host.without(&holes), host.without(&[])), (vec![], vec![host]));
+        let all = Prefix::new("::".parse().unwrap(), 0).unwrap();
+        assert_eq!(all.without(&["::1".parse().unwrap()]).len(), 128);
     }
 }

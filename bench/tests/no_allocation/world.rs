@@ -104,7 +104,7 @@ fn service(mode: Mode, protocol: Protocol) -> Service {
         id: ServiceId(number),
         name: format!("{}-{protocol}", mode.name()),
         protocol,
-        listen: vec![Listen { address: ip(vip.address.0), ports: vip.port..=vip.port }],
+        listen: vec![Listen { prefix: Prefix::host(ip(vip.address.0)), ports: vip.port..=vip.port }],
         scheduler: [SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Wlc][number as usize % 3].into(),
         locals: (0..locals).map(|n| Local { address: ip(0x0a00_0001 + n), ports: 1024..=65535 }).collect(),
         out_of_state: OutOfState::Reset,

@@ -10,6 +10,7 @@ use shunt_engine::clock::Clock;
 use shunt_engine::port::{PortCaps, RxStats, TxStats};
 use shunt_engine::report::{WorkerCounter, WorkerView};
 
+use super::connections::Access;
 use super::view::{Counter, Counters, Port, Queue, Server, Service, Status, Traffic, Worker, Workers};
 use crate::config::{self, ServerPort, Word};
 use crate::drain;
@@ -107,6 +108,17 @@ impl Daemon {
             queue,
             counters: fields.iter().map(|&(name, _, value)| (name.to_owned(), value)).collect(),
         }
+    }
+
+    pub(crate) fn connections_access(&self) -> Access {
+        let services = self.config.services.iter();
+        let servers =
+            services.flat_map(|service| service.servers.iter().map(move |server| (service, server)));
+        let named = servers.filter_map(|(service, server)| {
+            let id = self.numbers.server(&server_key(&service.name, server))?;
+            Some((id, (service.name.clone(), server.name.clone())))
+        });
+        Access { dumps: self.dumps.clone(), names: named.collect() }
     }
 
     pub(crate) fn counters_view(&self) -> Counters {

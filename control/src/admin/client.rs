@@ -1,13 +1,15 @@
 //! The asking side.
 
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -46,7 +48,7 @@ pub enum ClientError {
     },
 }
 
-/// How long an answer may take. A reload waits for workers and for nft.
+/// How long an answer, or its next piece, may take. A reload waits for workers and for nft.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of an answer.
@@ -60,30 +62,74 @@ pub async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str)
     let asked = tokio::time::timeout(TIMEOUT, exchange(socket, method, path));
     let (status, body) = asked.await.map_err(|_| ClientError::Timeout(socket.to_owned()))??;
     if status != StatusCode::OK {
-        let problem: Result<Problem, _> = serde_json::from_slice(&body);
-        return Err(ClientError::Refused(
-            problem.map_or_else(|_| status.to_string(), |problem| problem.error),
-        ));
+        return Err(refusal(status, &body));
     }
     serde_json::from_slice(&body).map_err(|error| garbled(socket, error))
 }
 
+/// Asks for `path` and shows every line of the answer to `read` as it comes, until `read` has seen enough.
+///
+/// # Errors
+/// When the daemon does not run, refuses, pauses for longer than [`TIMEOUT`], or ends in the middle.
+pub async fn lines(
+    socket: &Path,
+    path: &str,
+    mut read: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), ClientError> {
+    let slow = |_| ClientError::Timeout(socket.to_owned());
+    let asked = tokio::time::timeout(TIMEOUT, request(socket, Method::GET, path));
+    let mut response = asked.await.map_err(slow)??;
+    if response.status() != StatusCode::OK {
+        let status = response.status();
+        return Err(refusal(status, &whole(socket, response).await?));
+    }
+    let mut rest = Vec::new();
+    while let Some(frame) = tokio::time::timeout(TIMEOUT, response.frame()).await.map_err(slow)? {
+        let Ok(bytes) = frame.map_err(|error| garbled(socket, error))?.into_data() else { continue };
+        rest.extend_from_slice(&bytes);
+        let ended = rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        for line in rest[..ended].split_inclusive(|&byte| byte == b'\n') {
+            if read(line).is_break() {
+                return Ok(());
+            }
+        }
+        rest.drain(..ended);
+    }
+    Ok(())
+}
+
+/// `text` as a value in the query of a path.
+pub fn query_value(text: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    let problem: Result<Problem, _> = serde_json::from_slice(body);
+    ClientError::Refused(problem.map_or_else(|_| status.to_string(), |problem| problem.error))
+}
+
 async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    let response = request(socket, method, path).await?;
+    Ok((response.status(), whole(socket, response).await?))
+}
+
+async fn whole(socket: &Path, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+    Ok(body.map_err(|error| garbled(socket, error))?.to_bytes())
+}
+
+async fn request(socket: &Path, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
         _ => ClientError::Connect { path: socket.to_owned(), source },
     })?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| garbled(socket, error))?;
-    let driver = tokio::spawn(connection);
+    // Ends with the connection: when the answer was read, or is dropped.
+    tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "shunt");
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| garbled(socket, error))?;
-    let response = sender.send_request(request).await.map_err(|error| garbled(socket, error))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-    let body = body.map_err(|error| garbled(socket, error))?.to_bytes();
-    driver.abort();
-    Ok((status, body))
+    sender.send_request(request).await.map_err(|error| garbled(socket, error))
 }
 
 fn garbled(socket: &Path, reason: impl ToString) -> ClientError {

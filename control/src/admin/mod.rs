@@ -3,6 +3,8 @@
 
 mod answers;
 pub mod client;
+pub mod connections;
+pub mod filter;
 pub mod server;
 pub mod socket;
 pub mod view;
@@ -18,6 +20,8 @@ pub enum Ask {
     Workers(oneshot::Sender<view::Workers>),
     /// `GET /v1/counters`
     Counters(oneshot::Sender<view::Counters>),
+    /// `GET /v1/connections`: the answer is where to get them.
+    Connections(oneshot::Sender<connections::Access>),
     /// `POST /v1/reload`
     Reload(oneshot::Sender<Result<view::Reloaded, String>>),
 }

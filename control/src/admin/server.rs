@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -13,8 +14,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::Ask;
+use super::filter::{self, Filter};
 use super::view::Problem;
+use super::{Ask, connections};
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 32;
@@ -25,7 +27,7 @@ const HEAD_MAX: usize = 16 << 10;
 /// How long a client may take to ask.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may last.
+/// How long a connection may last: a dump that is not read by then is cut off.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Questions that wait for the daemon; a client whose question finds no room waits.
@@ -69,6 +71,7 @@ fn router(asks: mpsc::Sender<Ask>) -> Router {
         .route("/v1/status", get(|State(asks): Asks| answer(asks, Ask::Status)))
         .route("/v1/workers", get(|State(asks): Asks| answer(asks, Ask::Workers)))
         .route("/v1/counters", get(|State(asks): Asks| answer(asks, Ask::Counters)))
+        .route("/v1/connections", get(connections))
         .route("/v1/reload", post(reload))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "no such resource") })
         .method_not_allowed_fallback(|| async {
@@ -93,6 +96,20 @@ async fn reload(State(asks): Asks) -> Response {
     match inquire(asks, Ask::Reload).await {
         Some(Ok(reloaded)) => Json(reloaded).into_response(),
         Some(Err(error)) => problem(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        None => problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping"),
+    }
+}
+
+async fn connections(State(asks): Asks, query: Result<Query<filter::Query>, QueryRejection>) -> Response {
+    let filter = query.map_err(|rejection| rejection.body_text()).and_then(|query| Filter::new(&query));
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
+    };
+    match inquire(asks, Ask::Connections).await {
+        Some(access) => connections::stream(access, filter)
+            .await
+            .unwrap_or_else(|why| problem(StatusCode::BAD_REQUEST, &why)),
         None => problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping"),
     }
 }

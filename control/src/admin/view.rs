@@ -158,6 +158,34 @@ pub struct Counter {
     pub meaning: String,
 }
 
+/// A line of `GET /v1/connections`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Seconds until it goes if no packet comes.
+    pub expires_seconds: u64,
+    /// LVS's name of the state it is in.
+    pub state: String,
+    /// The client (CIP).
+    pub client: String,
+    /// What the client called (VIP).
+    #[serde(rename = "virtual")]
+    pub virtual_address: String,
+    /// Where its packets go (RIP).
+    pub server: String,
+    /// The address they come from, in FULLNAT.
+    pub local: Option<String>,
+    /// How they get there.
+    pub mode: String,
+    /// The worker it lives on.
+    pub worker: u16,
+    /// The service; null when its server has left the configuration.
+    pub service: Option<String>,
+    /// The server's name; null as above.
+    pub server_name: Option<String>,
+}
+
 /// The answer to `POST /v1/reload`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reloaded {

@@ -2,6 +2,7 @@
 
 mod check;
 mod cleanup;
+mod connections;
 mod daemon;
 mod show;
 
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::filter::Query;
 use crate::config::SOCKET;
 
 /// A layer-4 load balancer.
@@ -48,6 +50,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show every connection, as `ipvsadm -Lnc` does
+    Connections {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Only those of this client: an address or a prefix, with `:PORT` or without
+        #[arg(long, value_name = "ADDRESS")]
+        client: Option<String>,
+        /// Only those to this server: its address, with `:PORT` or without, or its name
+        #[arg(long, value_name = "SERVER")]
+        server: Option<String>,
+        /// Only those in this state: established, syn_recv, fin_wait, time_wait, udp …
+        #[arg(long, value_name = "STATE")]
+        state: Option<String>,
+        /// Print JSON, a line per connection
+        #[arg(long)]
+        json: bool,
+    },
     /// Show every counter: why packets were dropped, and what else happened
     Counters {
         #[command(flatten)]
@@ -75,6 +94,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Cleanup(daemon) => cleanup::cleanup(&daemon.socket),
         Command::Status { daemon, workers: false, json } => show::status(&daemon.socket, json),
         Command::Status { daemon, workers: true, json } => show::workers(&daemon.socket, json),
+        Command::Connections { daemon, client, server, state, json } => {
+            connections::connections(&daemon.socket, &Query { client, server, state }, json)
+        }
         Command::Counters { daemon, json } => show::counters(&daemon.socket, json),
     };
     match done {
@@ -118,6 +140,12 @@ mod tests {
             parse("shunt status --workers"),
             Ok(Command::Status { json: false, workers: true, .. })
         ));
+        let parsed = parse("shunt connections --client 10.0.0.0/8 --server rs1 --state udp --json");
+        let Ok(Command::Connections { client, server, state, json: true, .. }) = parsed else {
+            panic!("{parsed:?}");
+        };
+        let words = [client, server, state].map(Option::unwrap);
+        assert_eq!(words, ["10.0.0.0/8", "rs1", "udp"]);
         assert!(matches!(parse("shunt counters --json"), Ok(Command::Counters { json: true, .. })));
         for bad in ["shunt", "shunt run", "shunt check", "shunt stop", "shunt status --yaml"] {
             assert!(parse(bad).is_err(), "{bad}");

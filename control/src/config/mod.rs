@@ -2,6 +2,7 @@
 //! default filled in. All errors are found at once, each with its line and column.
 
 mod diagnostic;
+mod listen;
 mod overlap;
 mod parse;
 mod raw;
@@ -24,6 +25,7 @@ use shunt_engine::Duration;
 use crate::drain::Draining;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use listen::Listen;
 pub use words::{Driver, Idle, Word, XdpMode};
 
 /// What a configuration file means. Nothing is optional any more.
@@ -96,7 +98,7 @@ pub struct Service {
     /// Its name: what it is known by from one reload to the next.
     pub name: String,
     /// Addresses and ports it answers on.
-    pub listen: Vec<AddressPorts>,
+    pub listen: Vec<Listen>,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The mode of servers that name none.
@@ -137,10 +139,19 @@ impl std::fmt::Display for AddressPorts {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("[{v6}]"),
         };
-        match (self.first, self.last) {
-            (0, u16::MAX) => write!(out, "{address}:0"),
-            (first, last) if first == last => write!(out, "{address}:{first}"),
-            (first, last) => write!(out, "{address}:{first}-{last}"),
+        write!(out, "{address}:{}", PortsText(self.first, self.last))
+    }
+}
+
+/// First and last port as they are written: `0` is every port.
+struct PortsText(u16, u16);
+
+impl std::fmt::Display for PortsText {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0, self.1) {
+            (0, u16::MAX) => write!(out, "0"),
+            (first, last) if first == last => write!(out, "{first}"),
+            (first, last) => write!(out, "{first}-{last}"),
         }
     }
 }
@@ -207,9 +218,15 @@ pub const FILE_LEN_MAX: u64 = 16 << 20;
 impl Config {
     /// Whether `address` is a VIP or a local address.
     pub fn is_floating(&self, address: IpAddr) -> bool {
-        let services = self.services.iter();
-        let mut entries = services.flat_map(|service| service.listen.iter().chain(&service.local));
-        entries.any(|entry| entry.address == address)
+        self.floating().any(|floating| floating == address)
+    }
+
+    /// All VIPs and local addresses.
+    pub fn floating(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.services.iter().flat_map(|service| {
+            let vips = service.listen.iter().filter_map(Listen::vip);
+            vips.chain(service.local.iter().map(|local| local.address))
+        })
     }
 
     /// Reads the file at `path`.

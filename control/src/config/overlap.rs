@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use shunt_dataplane::tuple::Protocol;
 
-use super::AddressPorts;
 use super::diagnostic::Diagnostics;
 use super::service::Placed;
+use super::{AddressPorts, Listen};
 
 /// Two services of one name.
 pub(super) fn names(services: &[Placed], diagnostics: &mut Diagnostics) {
@@ -24,14 +24,14 @@ pub(super) fn names(services: &[Placed], diagnostics: &mut Diagnostics) {
     }
 }
 
-/// Two listen entries that answer for the same packet. A narrower range inside a wider one is meant: the narrower
-/// one wins.
+/// Two listen entries that answer for the same packet. A narrower range inside a wider one, or a longer prefix inside a
+/// shorter one, is meant: the narrower one wins.
 pub(super) fn listens(services: &[Placed], diagnostics: &mut Diagnostics) {
-    let mut seen: HashMap<_, Vec<(&AddressPorts, &Range<usize>, &str)>> = HashMap::new();
+    let mut seen: HashMap<_, Vec<(&Listen, &Range<usize>, &str)>> = HashMap::new();
     for placed in services {
         let service = &placed.service;
         for (entry, place) in service.listen.iter().zip(&placed.listen) {
-            let others = seen.entry((entry.address, service.protocol)).or_default();
+            let others = seen.entry((entry.prefix, service.protocol)).or_default();
             let Some((other, first, owner)) = others.iter().find(|(other, ..)| ambiguous(entry, other))
             else {
                 others.push((entry, place, &service.name));
@@ -47,16 +47,19 @@ pub(super) fn listens(services: &[Placed], diagnostics: &mut Diagnostics) {
     }
 }
 
-/// Whether a packet could be meant for both: they share ports, and neither lies inside the other.
-fn ambiguous(a: &AddressPorts, b: &AddressPorts) -> bool {
-    let inside = |a: &AddressPorts, b: &AddressPorts| {
+/// Whether a packet could be meant for both, whose addresses are equal: they share ports, and neither lies inside the
+/// other.
+fn ambiguous(a: &Listen, b: &Listen) -> bool {
+    let inside = |a: &Listen, b: &Listen| {
         a.first >= b.first && a.last <= b.last && (a.first, a.last) != (b.first, b.last)
     };
-    overlap(a, b) && !inside(a, b) && !inside(b, a)
+    let overlap = a.first <= b.last && b.first <= a.last;
+    overlap && !inside(a, b) && !inside(b, a)
 }
 
-fn overlap(a: &AddressPorts, b: &AddressPorts) -> bool {
-    a.address == b.address && a.first <= b.last && b.first <= a.last
+/// Whether a packet to a local address could be a client's.
+fn overlap(local: &AddressPorts, listen: &Listen) -> bool {
+    listen.vip() == Some(local.address) && local.first <= listen.last && listen.first <= local.last
 }
 
 /// A local address whose ports are a service's: an answer to it could not be told from a client's packet.
@@ -86,7 +89,7 @@ pub(super) fn locals(services: &[Placed], diagnostics: &mut Diagnostics) {
 /// A server that is in its service twice, or that is the director itself.
 pub(super) fn servers(services: &[Placed], diagnostics: &mut Diagnostics) {
     let all = || services.iter().map(|placed| &placed.service);
-    let listened = |address| all().any(|s| s.listen.iter().any(|listen| listen.address == address));
+    let listened = |address| all().any(|s| s.listen.iter().any(|listen| listen.vip() == Some(address)));
     let local = |address| all().any(|s| s.local.iter().any(|local| local.address == address));
     for placed in services {
         let service = &placed.service;

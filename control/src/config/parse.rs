@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use shunt_engine::steer::Prefix;
+
 /// An address and the ports behind it; without a port the ports are `None`.
 pub(super) type AddressPorts = (IpAddr, Option<RangeInclusive<u16>>);
 
@@ -42,13 +44,49 @@ pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {
             None => (text, None),
         },
     };
-    let address = host(address)?;
-    let ports = match ports {
-        None => None,
-        Some("0") => Some(0..=u16::MAX),
-        Some(ports) => Some(port_range(ports)?),
+    Ok((host(address)?, ports.map(ports_of).transpose()?))
+}
+
+/// `"80"`, `"8000-8099"`, or `"0"` for every port.
+fn ports_of(text: &str) -> Result<RangeInclusive<u16>, String> {
+    if text == "0" { Ok(0..=u16::MAX) } else { port_range(text) }
+}
+
+/// What [`address_ports`] reads, and prefixes: `"198.51.100.0/24:80"`, `"0.0.0.0/0:80"`, `"[2001:db8::]/32:443"`.
+pub(super) fn prefix_ports(text: &str) -> Result<(Prefix, Option<RangeInclusive<u16>>), String> {
+    let Some((network, rest)) = text.split_once('/') else {
+        let (address, ports) = address_ports(text)?;
+        return Ok((Prefix::host(address), ports));
     };
-    Ok((address, ports))
+    let network = match network.strip_prefix('[') {
+        Some(rest) => match bracketed(rest)? {
+            (address, None) => address,
+            _ => return Err("the length stands before the port".to_owned()),
+        },
+        None if network.contains(':') => return Err("an IPv6 prefix has its address in brackets".to_owned()),
+        None => network,
+    };
+    let (len, ports) = match rest.split_once(':') {
+        Some((len, ports)) => (len, Some(ports_of(ports)?)),
+        None => (rest, None),
+    };
+    Ok((prefix(network, len)?, ports))
+}
+
+fn prefix(network: &str, len: &str) -> Result<Prefix, String> {
+    let address: IpAddr = network.parse().map_err(|_| why_no_address(network))?;
+    let digits = !len.is_empty() && len.bytes().all(|byte| byte.is_ascii_digit());
+    let number = len.parse().ok().filter(|_| digits);
+    let prefix = number.and_then(|number| Prefix::new(address, number));
+    let prefix = prefix.ok_or_else(|| format!("{len:?} is not the length of a prefix"))?;
+    if prefix.address() != address {
+        return Err(format!("{network} has bits behind the prefix; it begins at {}", prefix.address()));
+    }
+    // All addresses of a prefix are as special as its first, but for those of 0.0.0.0/0 and ::/0.
+    if !address.is_unspecified() || prefix.is_host() {
+        host(network)?;
+    }
+    Ok(prefix)
 }
 
 /// What follows an opening bracket: `ADDRESS]` or `ADDRESS]:PORTS`.
@@ -209,6 +247,35 @@ mod tests {
         assert_eq!(why("0.0.0.0/0:80"), "a prefix is not possible here; write single addresses");
         assert_eq!(why("web1:80"), "not an IP address");
         assert_eq!(why("127.0.0.1:80"), "not an address that a host on the network can have");
+    }
+
+    #[test]
+    fn a_prefix_has_a_length_and_no_bits_behind_it() {
+        let prefix = |address: [u8; 4], len| Prefix::new(address.into(), len).unwrap();
+        assert_eq!(prefix_ports("0.0.0.0/0:80"), Ok((prefix([0; 4], 0), Some(80..=80))));
+        assert_eq!(prefix_ports("198.51.100.0/24:0"), Ok((prefix([198, 51, 100, 0], 24), Some(0..=65535))));
+        assert_eq!(prefix_ports("198.51.100.0/24"), Ok((prefix([198, 51, 100, 0], 24), None)));
+        assert_eq!(prefix_ports("203.0.113.10:80"), Ok((prefix([203, 0, 113, 10], 32), Some(80..=80))));
+        let why = |text| prefix_ports(text).unwrap_err();
+        assert_eq!(
+            why("198.51.100.7/24:80"),
+            "198.51.100.7 has bits behind the prefix; it begins at 198.51.100.0"
+        );
+        assert_eq!(why("198.51.100.0/33:80"), "\"33\" is not the length of a prefix");
+        assert_eq!(why("198.51.100.0/+4:80"), "\"+4\" is not the length of a prefix");
+        assert_eq!(why("198.51.100.0/:80"), "\"\" is not the length of a prefix");
+        assert_eq!(why("198.51.100.0/24:"), "\"\" is not a port");
+        assert_eq!(why("198.51.300.0/24:80"), "octet 300 is out of range");
+        assert_eq!(why("224.0.0.0/4:80"), "not an address that a host on the network can have");
+        assert_eq!(why("2001:db8::/32:443"), "an IPv6 prefix has its address in brackets");
+        assert_eq!(why("[2001:db8::]:443/32"), "the length stands before the port");
+        assert_eq!(why("[2001:db8::/32]:443"), "the bracket is not closed");
+        assert_eq!(why("[fe80::]/10:443"), "a link-local address means nothing beyond its link");
+        let v6 = |text: &str, len| Prefix::new(text.parse().unwrap(), len).unwrap();
+        assert_eq!(prefix_ports("[2001:db8::]/32:443"), Ok((v6("2001:db8::", 32), Some(443..=443))));
+        assert_eq!(prefix_ports("[::]/0:0"), Ok((v6("::", 0), Some(0..=65535))));
+        assert_eq!(prefix_ports("[2001:db8::10]:80"), Ok((v6("2001:db8::10", 128), Some(80..=80))));
+        assert_eq!(why("0.0.0.0/32:80"), "not an address that a host on the network can have");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use shunt_engine::Duration;
 use toml::Spanned;
 
 use super::diagnostic::Diagnostics;
+use super::listen::{self, Listen};
 use super::parse;
 use super::raw;
 use super::resolve::{duration, integer, word};
@@ -42,7 +43,8 @@ pub(super) fn service(
     }
     let protocol = word(&key("protocol"), &typed.protocol, Protocol::Tcp, diagnostics);
     let mode = word(&key("mode"), &typed.mode, Mode::Fullnat, diagnostics);
-    let (listen, listen_places): (Vec<_>, Vec<_>) = listens(&name, spanned, diagnostics).into_iter().unzip();
+    let (listen, listen_places): (Vec<_>, Vec<_>) =
+        listen::listens(&name, spanned, diagnostics).into_iter().unzip();
     let drain = duration(&key("drain"), &typed.drain, diagnostics);
     let (servers, server_places): (Vec<_>, Vec<_>) = typed
         .server
@@ -73,6 +75,7 @@ pub(super) fn service(
         servers,
         name,
     };
+    listen::prefixes_need_dr_or_tun(&service, &listen_places, diagnostics);
     let name = typed.name.as_ref().map_or_else(|| spanned.span(), Spanned::span);
     Placed { service, name, listen: listen_places, local: local_places, servers: server_places }
 }
@@ -98,36 +101,6 @@ fn check_name(key: &str, name: &Spanned<String>, diagnostics: &mut Diagnostics) 
 const NAME_LEN_MAX: usize = 64;
 
 type PlacedPorts = (AddressPorts, Range<usize>);
-
-fn listens(name: &str, spanned: &Spanned<raw::Service>, diagnostics: &mut Diagnostics) -> Vec<PlacedPorts> {
-    let key = format!("service {name:?}: listen");
-    let Some(typed) = spanned.as_ref().listen.as_ref().filter(|list| !list.as_ref().is_empty()) else {
-        diagnostics
-            .error(spanned.span(), format!("{key} is missing"), "clients cannot reach this service")
-            .help("add listen = [\"203.0.113.10:80\"]");
-        return Vec::new();
-    };
-    let one = |text: &Spanned<String>| {
-        let parsed = match parse::address_ports(text.as_ref()) {
-            Ok((address, Some(ports))) => Ok((address, ports)),
-            Ok((_, None)) => Err("the port is missing".to_owned()),
-            Err(why) => Err(why),
-        };
-        match parsed {
-            Ok((address, ports)) => {
-                Some((AddressPorts { address, first: *ports.start(), last: *ports.end() }, text.span()))
-            }
-            Err(why) => {
-                let message = format!("{key}: {:?} is not possible", text.as_ref());
-                diagnostics.error(text.span(), message, why).help(LISTEN_HELP);
-                None
-            }
-        }
-    };
-    typed.as_ref().iter().filter_map(one).collect()
-}
-
-const LISTEN_HELP: &str = "write it as \"203.0.113.10:80\", \"[2001:db8::10]:80\", \"203.0.113.10:8000-8099\" or \"203.0.113.10:0\" for every port";
 
 fn locals(name: &str, typed: &raw::Service, diagnostics: &mut Diagnostics) -> Vec<PlacedPorts> {
     let key = |key: &str| format!("service {name:?}: {key}");
@@ -184,7 +157,7 @@ impl Family {
 fn check_listens(
     service: &str,
     family: Family,
-    listen: &[AddressPorts],
+    listen: &[Listen],
     places: &[Range<usize>],
     servers: &[Server],
     diagnostics: &mut Diagnostics,
@@ -193,7 +166,9 @@ fn check_listens(
     if servers.is_empty() || servers.iter().any(|server| family.has(server.address)) {
         return;
     }
-    if let Some((entry, place)) = listen.iter().zip(places).find(|(entry, _)| family.has(entry.address)) {
+    if let Some((entry, place)) =
+        listen.iter().zip(places).find(|(entry, _)| family.has(entry.prefix.address()))
+    {
         let name = family.name();
         let message = format!(
             "service {service:?}: listens on {entry} and has no {name} server: every connection will be refused"
@@ -206,12 +181,12 @@ fn check_listens(
 fn check_servers(
     service: &str,
     family: Family,
-    listen: &[AddressPorts],
+    listen: &[Listen],
     servers: &[Server],
     places: &[Range<usize>],
     diagnostics: &mut Diagnostics,
 ) {
-    if listen.is_empty() || listen.iter().any(|entry| family.has(entry.address)) {
+    if listen.is_empty() || listen.iter().any(|entry| family.has(entry.prefix.address())) {
         return;
     }
     if let Some((server, place)) = servers.iter().zip(places).find(|(server, _)| family.has(server.address)) {
@@ -266,7 +241,7 @@ fn resolve_server(
     spanned: &Spanned<raw::Server>,
     default: Mode,
     drain: Option<Duration>,
-    listen: &[AddressPorts],
+    listen: &[Listen],
     diagnostics: &mut Diagnostics,
 ) -> Option<(Server, Range<usize>)> {
     let typed = spanned.as_ref();
@@ -312,7 +287,7 @@ fn server_port(
     text: &str,
     place: Range<usize>,
     port: Option<u16>,
-    listen: &[AddressPorts],
+    listen: &[Listen],
     diagnostics: &mut Diagnostics,
 ) -> ServerPort {
     let Some(port) = port else { return ServerPort::Same };

@@ -192,24 +192,25 @@ fn by_ports<A: Address>(
 /// Whether an address of a packet is one that steering names.
 fn by_address<A: Address>(src: A, dst: A, snapshot: &Snapshot) -> bool {
     let (src, dst) = (src.to_ip(), dst.to_ip());
-    snapshot.index().has_address(dst)
-        || snapshot.locals().has_address(dst)
-        || snapshot.nat_servers().has_address(src)
+    snapshot.names(src, dst) || snapshot.index().has_address(dst)
 }
 
-/// Which of our tables a tuple is in. Services come first, then local addresses, then NAT servers.
+/// Which of our tables a tuple is in. Services on single addresses come first, then local addresses, then NAT servers;
+/// services on prefixes last, for what passes through them is not theirs when it is an answer.
 #[inline]
 pub fn role<A: Address>(tuple: &Tuple<A>, snapshot: &Snapshot) -> Option<Role> {
-    let dst = tuple.dst.address.to_ip();
-    if let Some(service) = snapshot.index().lookup(dst, tuple.dst.port, tuple.protocol) {
+    let Tuple { src, dst, protocol } = *tuple;
+    let to = dst.address.to_ip();
+    if let Some(service) = snapshot.index().lookup(to, dst.port, protocol) {
         return Some(Role::Request(service));
     }
-    if snapshot.locals().contains(dst, tuple.protocol, tuple.dst.port) {
+    if snapshot.locals().contains(to, protocol, dst.port) {
         return Some(Role::LocalReply);
     }
-    let from_server =
-        snapshot.nat_servers().contains(tuple.src.address.to_ip(), tuple.protocol, tuple.src.port);
-    from_server.then_some(Role::ServerReply)
+    if snapshot.nat_servers().contains(src.address.to_ip(), protocol, src.port) {
+        return Some(Role::ServerReply);
+    }
+    snapshot.index().lookup_prefix(to, dst.port, protocol).map(Role::Request)
 }
 
 /// Checks the transport header's own lengths. Returns the TCP flags, 0 for UDP.

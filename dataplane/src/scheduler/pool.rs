@@ -156,6 +156,8 @@ fn member(server: &Server, port: u16) -> (Candidate, Endpoint<V6>) {
 
 #[cfg(test)]
 mod tests {
+    use shunt_engine::steer::Prefix;
+
     use super::*;
     use crate::conn::Timeouts;
     use crate::server::Mode;
@@ -168,7 +170,7 @@ mod tests {
             id: ServiceId(0),
             name: "web".into(),
             protocol: Protocol::Tcp,
-            listen: vec![Listen { address: "203.0.113.10".parse().unwrap(), ports: 80..=80 }],
+            listen: vec![Listen { prefix: Prefix::host("203.0.113.10".parse().unwrap()), ports: 80..=80 }],
             scheduler: kind.into(),
             locals: Vec::new(),
             out_of_state: OutOfState::Drop,

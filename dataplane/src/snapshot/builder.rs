@@ -1,5 +1,7 @@
 //! Builds a [`Snapshot`] from plain parts. Control, tests, benches and fuzz targets all use this one.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use shunt_engine::steer::Prefix;
@@ -17,6 +19,7 @@ pub struct Builder {
     snapshot: Snapshot,
     routes: Vec<(Prefix, HopId)>,
     before: Vec<Option<Pools>>,
+    own: BTreeSet<IpAddr>,
 }
 
 impl Builder {
@@ -48,6 +51,13 @@ impl Builder {
     /// Adds a route. Of two with the same prefix the first added wins.
     pub fn route(&mut self, prefix: Prefix, hop: HopId) -> &mut Self {
         self.routes.push((prefix, hop));
+        self
+    }
+
+    /// Adds one of the director's own addresses. What is for them is the kernel's, also inside a prefix that a service
+    /// listens on.
+    pub fn own_address(&mut self, address: IpAddr) -> &mut Self {
+        self.own.insert(address);
         self
     }
 
@@ -84,7 +94,8 @@ impl Builder {
     pub fn build(self) -> Snapshot {
         let mut snapshot = self.snapshot;
         snapshot.routes = Routes::new(self.routes);
-        snapshot.index = ServiceIndex::new(snapshot.services.iter().flatten().map(|service| &**service));
+        snapshot.index =
+            ServiceIndex::new(snapshot.services.iter().flatten().map(|service| &**service), self.own);
         snapshot.drains = snapshot.servers().filter_map(|server| server.drain_at).collect();
         snapshot.drains.sort_unstable();
         for server in snapshot.servers.iter_mut().flatten() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use shunt_engine::Instant;
 use shunt_engine::port::MacAddr;
-use shunt_engine::steer::{Prefix, Rule, Side};
+use shunt_engine::steer::{Rule, Side};
 
 pub use builder::Builder;
 pub use endpoints::Endpoints;
@@ -110,6 +110,12 @@ impl Snapshot {
         &self.nat_servers
     }
 
+    /// Whether a packet's addresses are, by themselves, a VIP or local address, or a NAT server's; prefixes that services
+    /// listen on do not count.
+    pub fn names(&self, src: IpAddr, dst: IpAddr) -> bool {
+        self.index.is_vip(dst) || self.locals.has_address(dst) || self.nat_servers.has_address(src)
+    }
+
     /// Next hop `id`.
     #[inline]
     pub fn hop(&self, id: HopId) -> Option<&NextHop> {
@@ -140,10 +146,12 @@ impl Snapshot {
 
     /// What ports must take off the kernel for this snapshot: exactly what classification calls ours.
     pub fn steering(&self) -> Vec<Rule> {
-        let listen = self.services().flat_map(|service| {
-            service.listen.iter().map(|listen| Rule {
+        let listens =
+            self.services().flat_map(|service| service.listen.iter().map(move |listen| (service, listen)));
+        let listen = listens.flat_map(|(service, listen)| {
+            self.index.prefixes_of(listen).into_iter().map(|prefix| Rule {
                 side: Side::Destination,
-                prefix: Prefix::host(listen.address),
+                prefix,
                 protocol: service.protocol.number(),
                 ports: listen.ports.clone(),
             })

@@ -196,7 +196,7 @@ impl World {
             id: ServiceId(number as u32),
             name: format!("{}-{protocol}", mode.name()),
             protocol,
-            listen: vec![Listen { address: ip(VIP), ports: port..=port }],
+            listen: vec![Listen { prefix: Prefix::host(ip(VIP)), ports: port..=port }],
             scheduler: SchedulerKind::Wlc.into(),
             locals: match mode {
                 Mode::Fullnat => vec![Local { address: ip(LOCAL), ports: 20_000..=20_999 }],

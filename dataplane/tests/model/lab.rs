@@ -130,7 +130,10 @@ impl Setup {
                 id: ServiceId(number as u32),
                 name: format!("service{number}"),
                 protocol,
-                listen: vec![Listen { address: ip(VIP), ports: vip(number).port..=vip(number).port }],
+                listen: vec![Listen {
+                    prefix: Prefix::host(ip(VIP)),
+                    ports: vip(number).port..=vip(number).port,
+                }],
                 scheduler: self.schedulers[number].into(),
                 locals: vec![Local { address: ip(local_address(number)), ports: LOCAL_PORTS }],
                 out_of_state,
