@@ -220,6 +220,34 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_segment_is_answered_alike_whatever_extension_headers_it_has() {
+        let (client, vip) = ("[2001:db8:64::7]:40000", "[2001:db8:cb::10]:80");
+        let answer = |packet: &PacketBuilder| {
+            let (mut frame, mut pool) = frame(&[]);
+            let written = reset_v6(&mut frame, &packet.build_ip());
+            let bytes = frame.data().to_vec();
+            pool.free(frame);
+            written.then_some(bytes)
+        };
+        let segment = PacketBuilder::tcp(client, vip).extension(60, [0; 7]).tos(0x10);
+        let acknowledging =
+            segment.clone().flags(flags::ACK | flags::PSH).seq(100).ack(7777).payload(*b"GET /");
+        let expected = PacketBuilder::tcp(vip, client).window(0).tos(0x10);
+        let at_its_number = expected.clone().flags(flags::RST).seq(7777).ack(0);
+        assert_eq!(answer(&acknowledging), Some(at_its_number.build_ip()));
+        let opening = segment.clone().flags(flags::SYN).seq(100).payload(*b"data");
+        let all_of_it = expected.flags(flags::RST | flags::ACK).seq(0).ack(105);
+        assert_eq!(answer(&opening), Some(all_of_it.build_ip()));
+
+        assert_eq!(answer(&segment.clone().flags(flags::RST | flags::ACK)), None);
+        assert_eq!(answer(&segment.extension(44, [0, 0, 8, 0, 0, 0, 1])), None, "a later fragment");
+        assert_eq!(answer(&PacketBuilder::udp(client, vip).payload([0x50; 20])), None);
+        for source in ["[::]:1", "[::1]:1", "[ff02::1]:1", "[::ffff:192.0.2.1]:1"] {
+            assert_eq!(answer(&PacketBuilder::tcp(source, vip)), None, "{source}");
+        }
+    }
+
+    #[test]
     fn a_reset_is_never_answered() {
         for bits in [flags::RST, flags::RST | flags::ACK, flags::RST | flags::SYN] {
             assert_eq!(answer(&PacketBuilder::tcp(CLIENT, VIP).flags(bits)), None);

@@ -6,7 +6,7 @@ use crate::classify::{Fragmentation, Meta, Packet, Role};
 use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
 use crate::counters::{Event, ServerField, WorkerCounters};
 use crate::drain::Sweep;
-use crate::icmp::Quoted;
+use crate::icmp::{Quoted, Tunnelled};
 use crate::ip::Ip;
 use crate::laddr::LocalPorts;
 use crate::pipeline::Config;
@@ -417,6 +417,30 @@ impl<A: Ip> Flows<A> {
             Direction::Reply => transmit::icmp_to_client(cx, conn, quoted, meta, frame),
         };
         if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
+            cx.counters.event(Event::IcmpForwarded);
+        }
+        decision
+    }
+
+    /// An ICMP error from the way to a TUN server, about a packet of a flow that lives here.
+    pub(crate) fn tunnel_error(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        tunnelled: &Tunnelled<A>,
+        meta: &Meta,
+        frame: &Frame,
+    ) -> Decision {
+        let tuple = &tunnelled.tuple;
+        let Some(hit) = self.table.lookup(tuple, self.table.hash(tuple)) else { return Decision::Punt };
+        let conn = self.table.get_mut(hit.id);
+        if let Some(worker) = conn.moved_to() {
+            return Decision::Handoff(worker);
+        }
+        if conn.mode() != Mode::Tun || conn.server.address != tunnelled.server {
+            return Decision::Punt;
+        }
+        let decision = transmit::tunnel_error(cx, conn, tunnelled, meta, frame);
+        if decision == Decision::Replaced {
             cx.counters.event(Event::IcmpForwarded);
         }
         decision

@@ -6,7 +6,7 @@ use shunt_engine::Frame;
 
 use crate::classify::{FragmentKey, Meta};
 use crate::forward::{NoHeadroom, tun};
-use crate::icmp::{self, Quoted};
+use crate::icmp::{self, Quoted, Tunnelled};
 use crate::tuple::{Protocol, V4, V6};
 use crate::wire::extension::{self, walk};
 use crate::wire::{Family, ipip, ipv6};
@@ -57,10 +57,13 @@ pub trait Ip: Family {
 
     /// Reads the packet that the ICMP error in `frame` is about; see [`icmp`].
     fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<Self>>;
+
+    /// Reads the packet in a tunnel that the ICMP error in `frame` is about; see [`icmp`].
+    fn tunnelled(frame: &[u8], meta: &Meta) -> Option<Tunnelled<Self>>;
 }
 
 impl Ip for V4 {
-    const MTU_MIN: u16 = 68;
+    const MTU_MIN: u16 = icmp::v4::MTU_MIN;
     const TUNNEL_OVERHEAD: u16 = ipip::OVERHEAD;
     const ICMP_COVERS_ADDRESSES: bool = false;
     const HEADER_LEN: usize = wire::ipv4::HEADER_LEN;
@@ -119,10 +122,14 @@ impl Ip for V4 {
     fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<Self>> {
         icmp::v4::quoted(frame, meta)
     }
+
+    fn tunnelled(frame: &[u8], meta: &Meta) -> Option<Tunnelled<Self>> {
+        icmp::v4::tunnelled(frame, meta)
+    }
 }
 
 impl Ip for V6 {
-    const MTU_MIN: u16 = 1280;
+    const MTU_MIN: u16 = icmp::v6::MTU_MIN;
     const TUNNEL_OVERHEAD: u16 = ipv6::HEADER_LEN as u16;
     const ICMP_COVERS_ADDRESSES: bool = true;
     const HEADER_LEN: usize = ipv6::HEADER_LEN;
@@ -186,5 +193,9 @@ impl Ip for V6 {
 
     fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<Self>> {
         icmp::v6::quoted(frame, meta)
+    }
+
+    fn tunnelled(frame: &[u8], meta: &Meta) -> Option<Tunnelled<Self>> {
+        icmp::v6::tunnelled(frame, meta)
     }
 }

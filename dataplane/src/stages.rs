@@ -199,13 +199,25 @@ impl<A: Ip> Stages<A> {
         if meta.fragment != Fragmentation::Whole {
             return Decision::Punt;
         }
-        let Some(quoted) = A::quoted(frame.data(), &meta) else { return Decision::Punt };
+        let Some(quoted) = A::quoted(frame.data(), &meta) else {
+            return self.tunnel_error(cx, meta, frame);
+        };
         // What the quoted packet's receiver would answer is what we know the flow by.
         let tuple = quoted.tuple.reversed();
         let Some(role) = classify::role(&tuple, cx.snapshot) else { return Decision::Punt };
         match self.elsewhere(cx, cx.origin, role, &tuple) {
             Some(decision) => decision,
             None => self.flows.icmp_error(cx, &tuple, &quoted, &meta, frame),
+        }
+    }
+
+    /// An ICMP error about a packet that we had put into a tunnel: whoever sent us that packet is to hear it.
+    fn tunnel_error(&mut self, cx: &mut Context<'_, '_>, meta: Meta, frame: &Frame) -> Decision {
+        let Some(tunnelled) = A::tunnelled(frame.data(), &meta) else { return Decision::Punt };
+        let Some(role) = classify::role(&tunnelled.tuple, cx.snapshot) else { return Decision::Punt };
+        match self.elsewhere(cx, cx.origin, role, &tunnelled.tuple) {
+            Some(decision) => decision,
+            None => self.flows.tunnel_error(cx, &tunnelled, &meta, frame),
         }
     }
 

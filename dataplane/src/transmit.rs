@@ -8,7 +8,7 @@ use crate::counters::Event;
 use crate::emit::{Bare, RateLimit};
 use crate::flow::Context;
 use crate::forward::{self, dr, fullnat, nat, split};
-use crate::icmp::{self, Quoted};
+use crate::icmp::{self, Quoted, Tunnelled};
 use crate::ip::Ip;
 use crate::neigh::{HopId, NextHop};
 use crate::server::{Mode, Server};
@@ -236,6 +236,31 @@ pub fn icmp_to_client<A: Ip>(
     let outer = icmp::Outer { src: Some(conn.vip.address), dst: conn.client.address };
     icmp::translate(frame.data_mut(), meta, quoted, outer, conn.client, conn.vip);
     leave::<A>(cx, &link, None, fits, meta, frame)
+}
+
+/// Tells the client what the ICMP error in `frame` says about its packet in our tunnel.
+pub fn tunnel_error<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &mut Conn<A>,
+    tunnelled: &Tunnelled<A>,
+    meta: &Meta,
+    frame: &Frame,
+) -> Decision {
+    let link = match to_client(cx, conn) {
+        Ok(link) => link,
+        Err(reason) => return Decision::Drop(reason),
+    };
+    let packet = &frame.data()[tunnelled.at..usize::from(meta.end)];
+    let source = own_address(cx, packet);
+    let Some(mut out) = cx.emit.alloc() else { return Decision::Drop(DropReason::NoBuffer) };
+    if !A::icmp_error(&mut out, tunnelled.error, source, packet)
+        || dress(cx, &link, None::<(A, A)>, 0, &mut out).is_err()
+    {
+        cx.emit.free(out);
+        return Decision::Drop(DropReason::NoHeadroom);
+    }
+    cx.emit.send(link.hop.port, out);
+    Decision::Replaced
 }
 
 /// Answers a TCP segment with a RST, back the way it came.

@@ -128,9 +128,9 @@ fn is_ipv6(frame: &[u8]) -> bool {
 fn they_agree_about_every_value_of_every_byte_that_decides_and_every_length() {
     let judges = Judges::new();
     for frame in different_frames() {
-        // As far as the ports behind a VLAN tag and IPv4 headers, an ICMP error's quote too, or behind all extension
-        // headers that are walked.
-        let decisive = if is_ipv6(&frame) { 18 + 40 + 9 * 8 + 4 } else { 18 + 20 + 8 + 20 + 4 };
+        // As far as the ports behind a VLAN tag and IPv4 headers, an ICMP error's quoted tunnel too, or behind all
+        // extension headers that are walked.
+        let decisive = if is_ipv6(&frame) { 18 + 40 + 8 + 40 + 40 + 4 } else { 18 + 20 + 8 + 20 + 20 + 4 };
         for len in 0..frame.len().min(decisive + 40) {
             judges.verdict(&frame[..len]).unwrap();
         }

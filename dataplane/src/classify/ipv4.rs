@@ -2,7 +2,7 @@
 
 use super::{
     By, Class, FragmentKey, Fragmentation, Meta, Ours, Packet, by_address, by_ports, check_transport,
-    to_server,
+    to_server, tunnelled,
 };
 use crate::snapshot::Snapshot;
 use crate::tuple::{Protocol, V4};
@@ -121,10 +121,18 @@ fn by(frame: &[u8], l4: usize, ip: &Ipv4, fragment: Fragmentation, snapshot: &Sn
     by_ports(ip.src, ip.dst, Protocol::from_number(ip.protocol)?, &frame[l4..], snapshot)
 }
 
-/// Whether the packet that an ICMP error is about was going to a NAT server.
+/// Whether the packet that an ICMP error is about was going to a NAT server, or is one of ours in a tunnel.
 #[cold]
 fn by_quote(message: &[u8], snapshot: &Snapshot) -> bool {
-    let Some(ip) = message.get(icmpv4::HEADER_LEN..).and_then(Ipv4::read) else { return false };
-    let transport = &message[icmpv4::HEADER_LEN + ip.header_len..];
-    ip.fragmentation() != Fragmentation::Later && to_server(ip.dst, ip.protocol, transport, snapshot)
+    let quoted = |bytes| {
+        let ip = Ipv4::read(bytes).filter(|ip| ip.fragmentation() != Fragmentation::Later)?;
+        let behind = &bytes[ip.header_len..];
+        Some((ip, behind))
+    };
+    match message.get(icmpv4::HEADER_LEN..).and_then(quoted) {
+        Some((ip, inside)) if ip.protocol == protocol::IPIP => quoted(inside)
+            .is_some_and(|(ip, behind)| tunnelled(ip.src, ip.dst, ip.protocol, behind, snapshot)),
+        Some((ip, behind)) => to_server(ip.dst, ip.protocol, behind, snapshot),
+        None => false,
+    }
 }

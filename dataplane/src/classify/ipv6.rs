@@ -8,13 +8,13 @@ use shunt_engine::steer::HEADERS_MAX;
 
 use super::{
     By, Class, FragmentKey, Fragmentation, Meta, Ours, Packet, by_address, by_ports, check_transport,
-    to_server,
+    to_server, tunnelled,
 };
 use crate::snapshot::Snapshot;
 use crate::tuple::{Protocol, V6};
 use crate::verdict::DropReason;
-use crate::wire::ipv6::HEADER_LEN;
-use crate::wire::{Family, get_u16, get_u32};
+use crate::wire::ipv6::{HEADER_LEN, addresses, protocol};
+use crate::wire::{Family, get_u16, get_u32, icmpv6};
 
 /// Numbers of extension headers (RFC 8200 §4, RFC 4302).
 mod extension {
@@ -156,13 +156,21 @@ fn by(frame: &[u8], src: V6, dst: V6, chain: &Chain, snapshot: &Snapshot) -> Opt
     by_ports(src, dst, Protocol::from_number(chain.protocol)?, &frame[chain.l4..], snapshot)
 }
 
-/// Whether the packet that an ICMPv6 error is about was going to a NAT server. Its TCP or UDP header follows its IPv6
-/// header: our own requests have no others.
+/// Whether the packet that an ICMPv6 error is about was going to a NAT server, or is one of ours in a tunnel. Its TCP or
+/// UDP header follows its IPv6 header, as the XDP program wants it.
 #[cold]
 fn by_quote(message: &[u8], snapshot: &Snapshot) -> bool {
-    let Some(header) = message.get(8..).and_then(|quote| quote.first_chunk::<HEADER_LEN>()) else {
-        return false;
-    };
-    let dst = V6::get(header, V6::SOURCE + V6::LEN);
-    header[0] >> 4 == 6 && to_server(dst, header[6], &message[8 + HEADER_LEN..], snapshot)
+    fn quoted(bytes: &[u8]) -> Option<(&[u8; HEADER_LEN], &[u8])> {
+        bytes.split_first_chunk().filter(|(header, _): &(&[u8; HEADER_LEN], _)| header[0] >> 4 == 6)
+    }
+    match message.get(icmpv6::HEADER_LEN..).and_then(quoted) {
+        Some((outer, inside)) if outer[6] == protocol::IPV6 => {
+            quoted(inside).is_some_and(|(header, behind)| {
+                let (src, dst) = addresses(header);
+                tunnelled(src, dst, header[6], behind, snapshot)
+            })
+        }
+        Some((header, behind)) => to_server(addresses(header).1, header[6], behind, snapshot),
+        None => false,
+    }
 }

@@ -5,7 +5,8 @@
 //! program decides it (engine's steering rules, made by [`Snapshot::steering`]): lengths and checksums are judged
 //! after that, so that a broken packet of ours is a counted drop and a broken packet of somebody else's is theirs.
 //! Later fragments and ICMP errors carry no ports: for our addresses they are ours until their flow is looked up. So is
-//! an ICMP error about a packet to a NAT server, which a router on the way sends to the client.
+//! an ICMP error about a packet to a NAT server, which a router on the way sends to the client, and one about our tunnel,
+//! which is sent to us.
 
 mod ipv4;
 mod ipv6;
@@ -171,6 +172,12 @@ fn to_server<A: Address>(dst: A, protocol: u8, transport: &[u8], snapshot: &Snap
         return false;
     };
     snapshot.nat_servers().contains(dst.to_ip(), protocol, u16::from_be_bytes([d0, d1]))
+}
+
+/// Whether a packet in a tunnel, which an ICMP error quotes, is one of ours.
+fn tunnelled<A: Address>(src: A, dst: A, protocol: u8, transport: &[u8], snapshot: &Snapshot) -> bool {
+    let protocol = Protocol::from_number(protocol);
+    protocol.is_some_and(|protocol| by_ports(src, dst, protocol, transport, snapshot).is_some())
 }
 
 /// The table that the ports at the head of `transport` are in.

@@ -99,6 +99,45 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_packet_travels_in_ipv6_with_its_class_label_and_hop_limit() {
+        let packet = PacketBuilder::tcp("[2001:db8:64::7]:40000", "[2001:db8:cb::10]:80").ttl(33).tos(0x2e);
+        let (src, dst) = (V6([0xfd00_0000, 0, 0, 1]), V6([0xfd00_0000, 0, 0, 0x14]));
+        for packet in [packet.clone(), packet.vlan(5).extension(44, [0, 0, 1, 0, 0, 0, 7])] {
+            let mut bytes = packet.build();
+            let l2_len = if bytes[12] == 0x81 { 18 } else { 14 };
+            let mut inner = packet.build_ip();
+            for packet in [&mut bytes[l2_len..], &mut inner[..]] {
+                ipv6::Packet::new_checked(packet).unwrap().set_class_and_label(0x2e, 0xabcde);
+            }
+            bytes.extend([0; 7]);
+            let (mut frame, mut pool) = frame(&bytes);
+            encapsulate_v6(&mut frame, l2_len, src, dst).unwrap();
+            let outer = ipv6::Packet::new_checked(frame.data()).unwrap();
+            assert_eq!((outer.src(), outer.dst(), outer.next_header()), (src, dst, 41));
+            assert_eq!((outer.hop_limit(), outer.traffic_class(), outer.flow_label()), (33, 0x2e, 0xabcde));
+            assert_eq!((outer.payload(), frame.len()), (&inner[..], 40 + inner.len()));
+            pool.free(frame);
+        }
+    }
+
+    #[test]
+    fn an_ipv6_packet_without_room_for_another_header_is_unchanged() {
+        let bytes = PacketBuilder::udp("[2001:db8::1]:1", "[2001:db8::2]:2").build();
+        let (mut frame, mut pool) = frame(&bytes);
+        let room = frame.headroom();
+        assert!(frame.push_front(room - 25) && frame.set_len(bytes.len()));
+        frame.data_mut().copy_from_slice(&bytes);
+        assert_eq!(encapsulate_v6(&mut frame, 14, V6([1; 4]), V6([2; 4])), Err(NoHeadroom));
+        assert_eq!(
+            encapsulate_v6(&mut frame, 30, V6([1; 4]), V6([2; 4])),
+            Err(NoHeadroom),
+            "no packet there"
+        );
+        assert_eq!(frame.data(), bytes);
+        pool.free(frame);
+    }
+
+    #[test]
     fn what_is_no_packet_is_refused_and_unchanged() {
         let mut bytes = PacketBuilder::udp("192.0.2.1:1", "192.0.2.2:2").build();
         bytes[14] = 0x65;

@@ -1,4 +1,4 @@
-//! ICMP errors: those we originate, and those that others send about our flows. One file per IP version;
+//! ICMP errors: those we originate, those that others send us about our tunnels, and those that others send about our flows. One file per IP version;
 //! the translation is the same for both (RFC 5508 §4; in Linux `ip_vs_nat_icmp` and `ip_vs_nat_icmp_v6` in
 //! `net/netfilter/ipvs/ip_vs_core.c`).
 
@@ -25,6 +25,8 @@ pub enum Error {
     },
     /// Nobody listens.
     PortUnreachable,
+    /// The way to its receiver is broken, or too long.
+    HostUnreachable,
 }
 
 /// The packet that an ICMP error is about.
@@ -40,6 +42,19 @@ pub struct Quoted<A> {
 
 /// Bytes of the transport header that every error quotes (RFC 792).
 const QUOTED_MIN: usize = 8;
+
+/// A packet of ours in a tunnel that an ICMP error is about: a router between us and the server sent it to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnelled<A> {
+    /// Where the tunnel ends.
+    pub server: A,
+    /// Addresses and ports of the packet inside.
+    pub tuple: Tuple<A>,
+    /// Its offset in the frame.
+    pub at: usize,
+    /// What its sender is to hear (RFC 2003 §4, RFC 2473 §8).
+    pub error: Error,
+}
 
 /// The new outer addresses of a translated ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

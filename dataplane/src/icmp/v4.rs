@@ -3,12 +3,12 @@
 
 use shunt_engine::Frame;
 
-use super::{Error, QUOTED_MIN, Quoted};
+use super::{Error, QUOTED_MIN, Quoted, Tunnelled};
 use crate::classify::Meta;
 use crate::emit::{TTL, is_host};
 use crate::tuple::{Endpoint, Protocol, Tuple, V4};
 use crate::wire::icmpv4::{self, kind, unreachable};
-use crate::wire::{get_u16, ipv4};
+use crate::wire::{get_u16, ipip, ipv4};
 
 /// Type, code and rest of the ICMP header.
 const fn type_code_rest(error: Error) -> (u8, u8, u32) {
@@ -16,11 +16,14 @@ const fn type_code_rest(error: Error) -> (u8, u8, u32) {
         Error::TimeExceeded => (kind::TIME_EXCEEDED, 0, 0),
         Error::TooBig { mtu } => (kind::UNREACHABLE, unreachable::FRAGMENTATION_NEEDED, mtu as u32),
         Error::PortUnreachable => (kind::UNREACHABLE, unreachable::PORT, 0),
+        Error::HostUnreachable => (kind::UNREACHABLE, unreachable::HOST, 0),
     }
 }
 
 /// Longest ICMP error, IP header included (RFC 1812 §4.3.2.3).
 const ERROR_LEN_MAX: usize = 576;
+/// Bytes of a packet that every link carries whole (RFC 791 §3.2).
+pub const MTU_MIN: u16 = 68;
 /// Internetwork control, as Linux marks its errors (RFC 1812 §4.3.2.5).
 const TOS: u8 = 0xc0;
 
@@ -77,11 +80,16 @@ pub fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<V4>> {
     if !icmpv4::is_error(message.kind()) {
         return None;
     }
-    let ip = ipv4::Packet::new_header(message.payload()).ok()?;
-    let protocol = Protocol::from_number(ip.protocol())?;
+    let (tuple, header_len) = tuple(message.payload())?;
     let inner_l3 = l4 + icmpv4::HEADER_LEN;
-    let inner_l4 = inner_l3 + ip.header_len();
-    let header = frame.get(inner_l4..end).filter(|header| header.len() >= QUOTED_MIN)?;
+    Some(Quoted { tuple, l3: inner_l3, l4: inner_l3 + header_len })
+}
+
+/// Addresses and ports of the beginning of a packet, and the length of its IP header.
+fn tuple(packet: &[u8]) -> Option<(Tuple<V4>, usize)> {
+    let ip = ipv4::Packet::new_header(packet).ok()?;
+    let protocol = Protocol::from_number(ip.protocol())?;
+    let header = packet.get(ip.header_len()..).filter(|header| header.len() >= QUOTED_MIN)?;
     if ip.fragment_offset() != 0 {
         return None;
     }
@@ -90,7 +98,30 @@ pub fn quoted(frame: &[u8], meta: &Meta) -> Option<Quoted<V4>> {
         dst: Endpoint::new(ip.dst(), get_u16(header, 2)),
         protocol,
     };
-    Some(Quoted { tuple, l3: inner_l3, l4: inner_l4 })
+    Some((tuple, ip.header_len()))
+}
+
+/// Reads the packet in a tunnel that the ICMP error in `frame` is about. `None` when it is about none, or quotes too
+/// little of it, or says nothing that concerns the packet's sender.
+pub fn tunnelled(frame: &[u8], meta: &Meta) -> Option<Tunnelled<V4>> {
+    let (l4, end) = (usize::from(meta.l4), usize::from(meta.end));
+    let message = icmpv4::Packet::new_checked(frame.get(l4..end)?).ok()?;
+    let outer = ipv4::Packet::new_header(message.payload()).ok()?;
+    if outer.protocol() != ipv4::protocol::IPIP || outer.fragment_offset() != 0 {
+        return None;
+    }
+    let (tuple, _) = tuple(message.payload().get(outer.header_len()..)?)?;
+    let error = match (message.kind(), message.code()) {
+        (kind::UNREACHABLE, unreachable::FRAGMENTATION_NEEDED) => {
+            // The upper half of the field is unused. Routers older than RFC 1191 leave it all zero.
+            let mtu = (message.rest() as u16).checked_sub(ipip::OVERHEAD).filter(|&mtu| mtu >= MTU_MIN)?;
+            Error::TooBig { mtu }
+        }
+        (kind::UNREACHABLE | kind::TIME_EXCEEDED, _) => Error::HostUnreachable,
+        _ => return None,
+    };
+    let at = l4 + icmpv4::HEADER_LEN + outer.header_len();
+    Some(Tunnelled { server: outer.dst(), tuple, at, error })
 }
 
 #[cfg(test)]
@@ -142,6 +173,7 @@ mod tests {
             (Error::TimeExceeded, 11, 0, 0),
             (Error::TooBig { mtu: 1480 }, 3, 4, 1480),
             (Error::PortUnreachable, 3, 3, 0),
+            (Error::HostUnreachable, 3, 1, 0),
         ] {
             let expected = PacketBuilder::icmp(&text(ROUTER), &text(CLIENT.address), kind, code);
             let expected = expected.icmp_rest(rest).tos(0xc0).id(0).dont_fragment().payload(&packet[..]);
@@ -196,6 +228,39 @@ mod tests {
             let tuple = quoted(&frame, &meta).unwrap().tuple;
             assert_eq!(tuple, Tuple { src: CLIENT, dst: VIP, protocol });
         }
+    }
+
+    #[test]
+    fn of_an_error_about_a_tunnel_the_packet_inside_is_read() {
+        let inside = data(Protocol::Tcp, CLIENT, VIP, 60);
+        let outer = PacketBuilder::raw("10.0.0.1", "10.0.0.14", 4).payload(inside.clone());
+        let read = |outer: &PacketBuilder, (kind, code, mtu), quote: usize| {
+            let message = PacketBuilder::icmp("10.0.0.99", "10.0.0.1", kind, code).icmp_rest(mtu);
+            let frame = message.payload(&outer.build_ip()[..quote]).build();
+            let meta = Meta { l3: 14, l4: 34, end: frame.len() as u16, ..Meta::default() };
+            tunnelled(&frame, &meta).map(|found| {
+                let tuple = Tuple { src: CLIENT, dst: VIP, protocol: Protocol::Tcp };
+                assert_eq!((found.server, found.tuple), (V4(0x0a00_000e), tuple));
+                assert!(inside.starts_with(&frame[found.at..]));
+                found.error
+            })
+        };
+        assert_eq!(read(&outer, (3, 4, 1400), 60), Some(Error::TooBig { mtu: 1380 }));
+        assert_eq!(read(&outer, (3, 4, 0xffff_0000 | 1400), 60), Some(Error::TooBig { mtu: 1380 }));
+        assert_eq!(read(&outer, (3, 4, 0), 60), None, "a router that does not say what fits");
+        assert_eq!(read(&outer, (3, 4, 87), 60), None, "less than every link carries");
+        assert_eq!(read(&outer, (3, 2, 0), 60), Some(Error::HostUnreachable), "the server has no tunnel");
+        assert_eq!(
+            read(&outer, (11, 0, 0), 48),
+            Some(Error::HostUnreachable),
+            "no more than ports are needed"
+        );
+        assert_eq!(read(&outer, (12, 0, 0), 60), None, "our header, not the client's");
+        (0..48).for_each(|quote| assert_eq!(read(&outer, (3, 1, 0), quote), None, "{quote} bytes"));
+        let later = outer.clone().fragment_offset(8);
+        assert_eq!(read(&later, (3, 1, 0), 60), None, "a later fragment of the tunnel's");
+        let other = PacketBuilder::raw("10.0.0.1", "10.0.0.14", 47).payload(inside.clone());
+        assert_eq!(read(&other, (3, 1, 0), 60), None, "another kind of tunnel");
     }
 
     #[test]

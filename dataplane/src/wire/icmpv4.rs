@@ -27,6 +27,8 @@ pub mod kind {
 
 /// Codes of [`kind::UNREACHABLE`].
 pub mod unreachable {
+    /// Host unreachable.
+    pub const HOST: u8 = 1;
     /// Port unreachable.
     pub const PORT: u8 = 3;
     /// Fragmentation needed and DF set; the header's rest holds the next hop's MTU (RFC 1191 §4).

@@ -22,6 +22,8 @@ pub mod kind {
 
 /// Codes of [`kind::UNREACHABLE`].
 pub mod unreachable {
+    /// Address unreachable.
+    pub const ADDRESS: u8 = 3;
     /// Port unreachable.
     pub const PORT: u8 = 4;
 }

@@ -51,6 +51,19 @@ impl<T: AsRef<[u8]>> Packet<T> {
         Ok(Self { bytes })
     }
 
+    /// As [`Self::new_checked`], of a packet that may be cut off behind its header, as quoted ones are.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`], [`WireError::Version`].
+    #[inline]
+    pub fn new_header(bytes: T) -> Result<Self, WireError> {
+        let data = bytes.as_ref();
+        if data.len() < HEADER_LEN {
+            return Err(WireError::Truncated);
+        }
+        if data[0] >> 4 != 6 { Err(WireError::Version) } else { Ok(Self { bytes }) }
+    }
+
     /// Traffic class: DSCP and ECN.
     #[inline]
     pub fn traffic_class(&self) -> u8 {
@@ -250,6 +263,8 @@ mod tests {
             assert_eq!(Packet::new_checked(&bytes[..len]).unwrap_err(), WireError::Truncated);
         });
         assert_eq!(Packet::new_checked(&bytes[..41]).unwrap_err(), WireError::Length);
+        assert_eq!(Packet::new_header(&bytes[..39]).unwrap_err(), WireError::Truncated);
+        assert_eq!(Packet::new_header(&bytes[..41]).unwrap().payload(), &[0xab]);
     }
 
     #[test]
@@ -257,5 +272,6 @@ mod tests {
         let mut bytes = bytes();
         bytes[0] = 0x45;
         assert_eq!(Packet::new_checked(&bytes).unwrap_err(), WireError::Version);
+        assert_eq!(Packet::new_header(&bytes).unwrap_err(), WireError::Version);
     }
 }

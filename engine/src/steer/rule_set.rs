@@ -36,21 +36,25 @@ enum Headers {
     Ports { protocol: u8, source: u16, destination: u16 },
     /// A fragment without ports: the addresses decide.
     AddressesOnly,
-    /// An ICMP error: the addresses decide, or the destination of the packet it quotes.
-    Error { quoted: Option<Quoted> },
+    /// An ICMP error: the addresses decide, or the packet it quotes.
+    Error(Option<Quoted>),
 }
 
-/// Where the packet that an ICMP error quotes was going.
+/// The packet that an ICMP error quotes, or the one in the tunnel that it quotes.
 struct Quoted {
     protocol: u8,
-    destination: IpAddr,
-    port: u16,
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
+    tunnelled: bool,
 }
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// Tunnels (RFC 2003, RFC 2473).
+const IPIP: u8 = 4;
+const IPV6: u8 = 41;
 /// IPv6 extension headers.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -74,6 +78,8 @@ impl RuleSet {
     ///   rule's protocol and ports.
     /// - An ICMP error about a packet to a server, from a router on the way to it: the rules would take the quoted
     ///   packet's answer by its source, port included. The quoted TCP or UDP header follows the quoted IP header.
+    /// - An ICMP error about a tunnel (IPv4 in IPv4, IPv6 in IPv6): the rules would take the packet inside, whose TCP or
+    ///   UDP header follows its IP header.
     ///
     /// In IPv6 hop-by-hop options, destination options, routing, fragment and authentication headers are walked over as
     /// far as they are in the frame. A routing header with segments left is the kernel's: its packet is on the way to
@@ -109,18 +115,26 @@ impl RuleSet {
         let (destination, source) = (longest(&self.destination, destination), longest(&self.source, source));
         Some(match headers {
             Headers::AddressesOnly => destination.is_some() || source.is_some(),
-            Headers::Error { quoted } => {
-                destination.is_some()
-                    || source.is_some()
-                    || quoted.is_some_and(|Quoted { protocol, destination, port }| {
-                        longest(&self.source, destination).is_some_and(|ports| ports.contains(protocol, port))
-                    })
+            Headers::Error(quoted) => {
+                destination.is_some() || source.is_some() || quoted.is_some_and(|quoted| self.names(&quoted))
             }
             Headers::Ports { protocol, source: source_port, destination: destination_port } => {
                 destination.is_some_and(|ports| ports.contains(protocol, destination_port))
                     || source.is_some_and(|ports| ports.contains(protocol, source_port))
             }
         })
+    }
+
+    /// Whether a rule would take a quoted packet's answer, or what was in a quoted tunnel.
+    fn names(&self, quoted: &Quoted) -> bool {
+        let &Quoted { protocol, source, destination, tunnelled } = quoted;
+        let has = |entries: &Entries, (address, port)| {
+            longest(entries, address).is_some_and(|ports: &PortSet| ports.contains(protocol, port))
+        };
+        match tunnelled {
+            false => has(&self.source, destination),
+            true => has(&self.destination, destination) || has(&self.source, source),
+        }
     }
 }
 
@@ -187,7 +201,7 @@ fn ipv4(packet: &[u8]) -> Option<(IpAddr, IpAddr, Headers)> {
     let headers = match header[9] {
         _ if later_fragment => Headers::AddressesOnly,
         ICMP if matches!(payload.first()?, 3 | 4 | 11 | 12) => {
-            Headers::Error { quoted: payload.get(8..).and_then(quoted_ipv4) }
+            Headers::Error(payload.get(8..).and_then(|quote| quoted_ipv4(quote, false)))
         }
         protocol => ports(protocol, payload)?,
     };
@@ -211,7 +225,7 @@ fn behind_extensions(mut next: u8, mut bytes: &[u8]) -> Option<Headers> {
     for walked in 0..=HEADERS_MAX {
         let len = match next {
             ICMPV6 if matches!(bytes.first()?, 1..=4) => {
-                return Some(Headers::Error { quoted: bytes.get(8..).and_then(quoted_ipv6) });
+                return Some(Headers::Error(bytes.get(8..).and_then(|quote| quoted_ipv6(quote, false))));
             }
             HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION if walked == HEADERS_MAX => break,
             ROUTING if bytes.first_chunk::<8>()?[3] != 0 => return None,
@@ -229,30 +243,41 @@ fn behind_extensions(mut next: u8, mut bytes: &[u8]) -> Option<Headers> {
     Some(Headers::AddressesOnly)
 }
 
-fn quoted_ipv4(packet: &[u8]) -> Option<Quoted> {
+fn quoted_ipv4(packet: &[u8], tunnelled: bool) -> Option<Quoted> {
     let header: &[u8; 20] = packet.first_chunk()?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_len < 20 || half(header, 6)? & 0x1fff != 0 {
         return None;
     }
-    quoted(
-        header[9],
-        header[16..].first_chunk::<4>().map(|bytes| IpAddr::from(*bytes))?,
-        packet.get(header_len..)?,
-    )
+    let payload = packet.get(header_len..)?;
+    let address = |at: usize| header[at..].first_chunk::<4>().map(|bytes| IpAddr::from(*bytes));
+    match header[9] {
+        IPIP if !tunnelled => quoted_ipv4(payload, true),
+        protocol => quoted(protocol, (address(12)?, address(16)?), payload, tunnelled),
+    }
 }
 
-fn quoted_ipv6(packet: &[u8]) -> Option<Quoted> {
+fn quoted_ipv6(packet: &[u8], tunnelled: bool) -> Option<Quoted> {
     let header: &[u8; 40] = packet.first_chunk()?;
     if header[0] >> 4 != 6 {
         return None;
     }
-    quoted(header[6], header[24..].first_chunk::<16>().map(|bytes| IpAddr::from(*bytes))?, &packet[40..])
+    let payload = &packet[40..];
+    let address = |at: usize| header[at..].first_chunk::<16>().map(|bytes| IpAddr::from(*bytes));
+    match header[6] {
+        IPV6 if !tunnelled => quoted_ipv6(payload, true),
+        protocol => quoted(protocol, (address(8)?, address(24)?), payload, tunnelled),
+    }
 }
 
-fn quoted(protocol: u8, destination: IpAddr, payload: &[u8]) -> Option<Quoted> {
-    let port = half(payload, 2)?;
-    matches!(protocol, TCP | UDP).then_some(Quoted { protocol, destination, port })
+fn quoted(
+    protocol: u8,
+    (source, destination): (IpAddr, IpAddr),
+    payload: &[u8],
+    tunnelled: bool,
+) -> Option<Quoted> {
+    let (source, destination) = ((source, half(payload, 0)?), (destination, half(payload, 2)?));
+    matches!(protocol, TCP | UDP).then_some(Quoted { protocol, source, destination, tunnelled })
 }
 
 fn ports(protocol: u8, payload: &[u8]) -> Option<Headers> {

@@ -38,6 +38,10 @@ pub(super) const PORT_SET_LEN: usize = 2 * UDP_BITS as usize;
 /// Where the bits of UDP ports begin, in bytes.
 pub(super) const UDP_BITS: i32 = 8192;
 
+/// Protocol numbers of tunnels (RFC 2003, RFC 2473).
+const IPIP: i32 = 4;
+const IPV6: i32 = 41;
+
 /// Bytes between an ICMP error's start and the packet it quotes.
 const ICMP_HEADER: i32 = 8;
 
@@ -126,7 +130,7 @@ impl Program {
 
     fn ipv4(&mut self) {
         use Reg::*;
-        let [ipv6, icmp, error] = std::array::from_fn(|_| self.asm.label());
+        let [ipv6, icmp, error, tunnel] = std::array::from_fn(|_| self.asm.label());
         self.asm.jump_if(If::NotEqual, R1, network_half(0x0800), ipv6);
         self.need(R9, 20);
         let asm = &mut self.asm;
@@ -166,30 +170,43 @@ impl Program {
 
         asm.bind(error);
         self.addresses();
-        self.need(R7, ICMP_HEADER + 20);
+        self.quoted_ipv4(ICMP_HEADER, &[(STACK_SOURCE, 16)]);
+        self.asm.jump_if(If::Equal, R1, IPIP, tunnel);
+        self.asm.jump(self.quoted);
+        self.asm.bind(tunnel);
+        self.quoted_ipv4(0, &[(STACK_DESTINATION, 16), (STACK_SOURCE, 12)]);
+        self.asm.jump(self.layer4);
+        self.asm.bind(ipv6);
+    }
+
+    /// Reads a quoted IPv4 header that begins `at` bytes behind R7: its addresses into keys, its protocol into R1. Leaves
+    /// R7 behind it.
+    fn quoted_ipv4(&mut self, at: i32, addresses: &[(i16, i16)]) {
+        use Reg::*;
+        self.need(R7, at + 20);
         let asm = &mut self.asm;
-        asm.load(Width::Half, R2, R7, ICMP_HEADER as i16 + 6);
+        asm.load(Width::Half, R2, R7, at as i16 + 6);
         asm.alu(Op::And, R2, network_half(0x1fff));
         asm.jump_if(If::NotEqual, R2, 0, self.pass);
-        asm.load(Width::Word, R2, R7, ICMP_HEADER as i16 + 16);
-        asm.store(Width::Word, Fp, STACK_SOURCE + KEY_ADDRESS, R2);
-        asm.load(Width::Byte, R3, R7, ICMP_HEADER as i16);
-        asm.load(Width::Byte, R1, R7, ICMP_HEADER as i16 + 9);
+        for &(key, address) in addresses {
+            asm.load(Width::Word, R2, R7, at as i16 + address);
+            asm.store(Width::Word, Fp, key + KEY_ADDRESS, R2);
+        }
+        asm.load(Width::Byte, R3, R7, at as i16);
+        asm.load(Width::Byte, R1, R7, at as i16 + 9);
         asm.alu_reg(Op::Move, R2, R3);
         asm.alu(Op::ShiftRight, R2, 4);
         asm.jump_if(If::NotEqual, R2, 4, self.pass);
         asm.alu(Op::And, R3, 0x0f);
         asm.jump_if(If::Below, R3, 5, self.pass);
         asm.alu(Op::ShiftLeft, R3, 2);
-        asm.alu(Op::Add, R7, ICMP_HEADER);
+        asm.alu(Op::Add, R7, at);
         asm.alu_reg(Op::Add, R7, R3);
-        asm.jump(self.quoted);
-        asm.bind(ipv6);
     }
 
     fn ipv6(&mut self) {
         use Reg::*;
-        let ([icmp, error], pass) = (std::array::from_fn(|_| self.asm.label()), self.pass);
+        let ([icmp, error, tunnel], pass) = (std::array::from_fn(|_| self.asm.label()), self.pass);
         self.asm.jump_if(If::NotEqual, R1, network_half(0x86dd), pass);
         self.need(R9, 40);
         let asm = &mut self.asm;
@@ -229,18 +246,30 @@ impl Program {
 
         asm.bind(error);
         self.addresses();
-        self.need(R7, ICMP_HEADER + 40);
+        self.quoted_ipv6(ICMP_HEADER, &[(STACK_SOURCE, 24)]);
+        self.asm.jump_if(If::Equal, R1, IPV6, tunnel);
+        self.asm.jump(self.quoted);
+        self.asm.bind(tunnel);
+        self.quoted_ipv6(0, &[(STACK_DESTINATION, 24), (STACK_SOURCE, 8)]);
+        self.asm.jump(self.layer4);
+    }
+
+    /// As [`Self::quoted_ipv4`], for IPv6.
+    fn quoted_ipv6(&mut self, at: i32, addresses: &[(i16, i16)]) {
+        use Reg::*;
+        self.need(R7, at + 40);
         let asm = &mut self.asm;
-        asm.load(Width::Byte, R1, R7, ICMP_HEADER as i16);
+        asm.load(Width::Byte, R1, R7, at as i16);
         asm.alu(Op::ShiftRight, R1, 4);
-        asm.jump_if(If::NotEqual, R1, 6, pass);
-        for part in [0, 8] {
-            asm.load(Width::Double, R1, R7, ICMP_HEADER as i16 + 24 + part);
-            asm.store(Width::Double, Fp, STACK_SOURCE + KEY_ADDRESS + part, R1);
+        asm.jump_if(If::NotEqual, R1, 6, self.pass);
+        for &(key, address) in addresses {
+            for part in [0, 8] {
+                asm.load(Width::Double, R1, R7, at as i16 + address + part);
+                asm.store(Width::Double, Fp, key + KEY_ADDRESS + part, R1);
+            }
         }
-        asm.load(Width::Byte, R1, R7, ICMP_HEADER as i16 + 6);
-        asm.alu(Op::Add, R7, ICMP_HEADER + 40);
-        asm.jump(self.quoted);
+        asm.load(Width::Byte, R1, R7, at as i16 + 6);
+        asm.alu(Op::Add, R7, at + 40);
     }
 
     /// Steps over the extension header at R7, whose number is in R1, or jumps to `behind` when it is none.
