@@ -7,7 +7,9 @@ use shunt_dataplane::tuple::{Protocol, V4};
 use shunt_dataplane::verdict::DropReason;
 use shunt_dataplane::wire::builder::PacketBuilder;
 
-use crate::lab::{CLIENT_MAC, CLIENTS, Lab, Out, SERVERS, To, US, VIP, World, every, packet_in, server_mac};
+use crate::lab::{
+    CLIENT_MAC, CLIENTS, Lab, OWN, Out, SERVERS, To, US, VIP, World, every, packet_in, server_mac,
+};
 use crate::packets::{at_server, check, data, reassembled};
 
 const ROUTER: V4 = V4(0x0a01_00fe);
@@ -40,9 +42,10 @@ fn an_error_from_the_servers_side_reaches_the_client_as_one_about_its_own_packet
             let conn = lab.open(worker, 40_000 + case / 3, mode, protocol);
             let seen = request(&mut lab, &conn);
             let server = conn.server.address;
-            // A router's error about a NAT packet does not name us; steering leaves it to the kernel.
-            let senders = if mode == Mode::Fullnat { vec![server, ROUTER] } else { vec![server] };
-            for (sender, quote) in senders.iter().flat_map(|&sender| [(sender, 28), (sender, 548)]) {
+            // A router's goes to the address that it saw: in NAT the client's.
+            for (sender, quote) in
+                [server, ROUTER].into_iter().flat_map(|sender| [(sender, 28), (sender, 548)])
+            {
                 let frame = error(sender, conn.peer.address, &seen, quote).ttl(60).link(server_mac(0), US[1]);
                 let out = lab.deliver(worker, SERVERS, &[frame.build()]);
                 let sent = data(protocol, conn.client, conn.vip, 30).id(5).ttl(63).build_ip();
@@ -51,7 +54,7 @@ fn an_error_from_the_servers_side_reaches_the_client_as_one_about_its_own_packet
                 assert_eq!(out[0].bytes[..6], CLIENT_MAC.0);
             }
         }
-        assert!(lab.count(Event::IcmpForwarded) >= 18);
+        assert_eq!(lab.count(Event::IcmpForwarded), 36);
         lab.finish();
     }
 }
@@ -82,6 +85,31 @@ fn an_error_from_the_clients_side_reaches_the_server_as_one_about_its_own_packet
             }
         }
         assert_eq!(lab.count(Event::IcmpForwarded), 27);
+        lab.finish();
+    }
+}
+
+#[test]
+fn an_error_about_a_tunnel_is_told_to_the_client_from_every_worker() {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let mut lab = Lab::new(World::default());
+        for (case, worker) in (0..9).zip([0, 1, 2].into_iter().cycle()) {
+            let conn = lab.open(worker, 40_000 + case / 3, Mode::Tun, protocol);
+            let seen = data(protocol, conn.client, conn.vip, 1000).dont_fragment().link(CLIENT_MAC, US[0]);
+            let out = lab.deliver(worker, CLIENTS, &[seen.build()]);
+            let inside = &at_server(&out, &conn, 1500)[0];
+            let outer = packet_in(&out[0].bytes);
+            let too_big = |src: V4, dst: V4, mtu, quote: &[u8]| {
+                PacketBuilder::icmp(&format!("{src:?}"), &format!("{dst:?}"), 3, 4)
+                    .icmp_rest(mtu)
+                    .payload(quote)
+            };
+            let frame = too_big(ROUTER, OWN[1], 900, outer).link(server_mac(0), US[1]).build();
+            let out = lab.deliver((worker + 1) % 3, SERVERS, &[frame]);
+            let expected = too_big(OWN[0], conn.client.address, 880, &inside[..548]).tos(0xc0).id(0);
+            assert_eq!(the_packet(&out, To::Port(CLIENTS)), expected.dont_fragment().build_ip());
+        }
+        assert_eq!((lab.count(Event::IcmpForwarded), lab.count(Event::IcmpSent)), (9, 0));
         lab.finish();
     }
 }

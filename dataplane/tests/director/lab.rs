@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use shunt_dataplane::conn::{Conn, Timeouts};
 use shunt_dataplane::counters::{self, Event, ServerField};
@@ -17,7 +17,7 @@ use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
 use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
-use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
+use shunt_dataplane::tuple::{Address, Endpoint, Protocol, V4, V6};
 use shunt_dataplane::verdict::DropReason;
 use shunt_dataplane::wire::builder::PacketBuilder;
 use shunt_dataplane::wire::tcp::flags;
@@ -61,6 +61,8 @@ pub(crate) struct World {
     pub(crate) other_modes: bool,
     /// Whether the clients' network is behind the router.
     pub(crate) clients_routed: bool,
+    /// Whether every address is the IPv6 one that [`six`] makes of it.
+    pub(crate) ipv6: bool,
     /// Buffers per worker.
     pub(crate) chunks: u32,
 }
@@ -75,6 +77,7 @@ impl Default for World {
             clients_vid: None,
             other_modes: false,
             clients_routed: false,
+            ipv6: false,
             chunks: 512,
         }
     }
@@ -126,11 +129,16 @@ pub(crate) fn server_mac(slot: usize) -> MacAddr {
     MacAddr([2, 0, 0, 0, 2, slot as u8])
 }
 
-fn ip(address: V4) -> IpAddr {
-    Ipv4Addr::from_bits(address.0).into()
+/// The address of the same station in a world of IPv6.
+pub(crate) fn six(address: V4) -> V6 {
+    V6([0x2001_0db8, 0, 0, address.0])
 }
 
 impl World {
+    fn ip(&self, address: V4) -> IpAddr {
+        if self.ipv6 { six(address).to_ip() } else { address.to_ip() }
+    }
+
     pub(crate) fn id(&self, slot: usize) -> ServerId {
         ServerId { slot: slot as u32, generation: self.servers[slot].unwrap() }
     }
@@ -158,16 +166,19 @@ impl World {
             destination,
             attached: destination.is_none(),
             mtu: self.mtu[usize::from(port.0)],
-            address: Some(ip(OWN[usize::from(port.0)])),
+            address: Some(self.ip(OWN[usize::from(port.0)])),
         };
-        let prefix = |address: &str, len| Prefix::new(address.parse().unwrap(), len).unwrap();
+        let prefix = |address: V4, len| {
+            let len = if self.ipv6 { 96 + len } else { len };
+            Prefix::new(self.ip(address), len).unwrap()
+        };
         let clients = HopId(u16::from(self.clients_routed));
-        builder.hop(HopId(0), hop(CLIENTS, None)).route(prefix("198.51.100.0", 24), clients);
-        builder.hop(HopId(1), hop(CLIENTS, Some(ROUTER_MAC))).route(prefix("0.0.0.0", 0), HopId(1));
+        builder.hop(HopId(0), hop(CLIENTS, None)).route(prefix(V4(0xc633_6400), 24), clients);
+        builder.hop(HopId(1), hop(CLIENTS, Some(ROUTER_MAC))).route(prefix(V4(0), 0), HopId(1));
         for slot in 0..SLOTS {
             let id = HopId(slot as u16 + 10);
             let station = hop(SERVERS, Some(server_mac(slot)));
-            builder.hop(id, station).route(Prefix::host(ip(server_address(slot))), id);
+            builder.hop(id, station).route(Prefix::host(self.ip(server_address(slot))), id);
         }
         for (mode, protocol) in every() {
             let (service, servers) = self.service(mode, protocol);
@@ -183,7 +194,7 @@ impl World {
         let server = |slot: usize| Server {
             id: self.id(slot),
             service: ServiceId(number as u32),
-            address: ip(server_address(slot)),
+            address: self.ip(server_address(slot)),
             port: mode.sees_replies().then_some(9000),
             mode: if self.other_modes { Mode::ALL[(mode as usize + 1) % 4] } else { mode },
             weight: 1,
@@ -196,10 +207,10 @@ impl World {
             id: ServiceId(number as u32),
             name: format!("{}-{protocol}", mode.name()),
             protocol,
-            listen: vec![Listen { prefix: Prefix::host(ip(VIP)), ports: port..=port }],
+            listen: vec![Listen { prefix: Prefix::host(self.ip(VIP)), ports: port..=port }],
             scheduler: SchedulerKind::Wlc.into(),
             locals: match mode {
-                Mode::Fullnat => vec![Local { address: ip(LOCAL), ports: 20_000..=20_999 }],
+                Mode::Fullnat => vec![Local { address: self.ip(LOCAL), ports: 20_000..=20_999 }],
                 Mode::Nat | Mode::Dr | Mode::Tun => Vec::new(),
             },
             out_of_state: self.out_of_state,
@@ -354,6 +365,15 @@ impl Lab {
         found
     }
 
+    /// All IPv6 connections.
+    pub(crate) fn connections_v6(&self) -> Vec<Conn<V6>> {
+        let mut found = Vec::new();
+        for pipeline in &self.pipelines {
+            pipeline.flows_v6().table().scan(0, u32::MAX, |_, conn| found.push(*conn));
+        }
+        found
+    }
+
     /// The connection of a client with a service.
     pub(crate) fn conn(&self, from: Endpoint<V4>, to: Endpoint<V4>) -> Option<(usize, Conn<V4>)> {
         self.connections().into_iter().find(|(_, conn)| (conn.client, conn.vip) == (from, to))
@@ -393,7 +413,9 @@ impl Lab {
     fn check_load(&mut self, slot: usize) {
         let Some(generation) = self.world.servers[slot] else { return };
         let id = ServerId { slot: slot as u32, generation };
-        let live = self.connections().iter().filter(|(_, conn)| conn.server_id == id).count() as u64;
+        let of_v4 = self.connections().iter().filter(|(_, conn)| conn.server_id == id).count();
+        let of_v6 = self.connections_v6().iter().filter(|conn| conn.server_id == id).count();
+        let live = (of_v4 + of_v6) as u64;
         let loads =
             [ServerField::Active, ServerField::Inactive].map(|field| counters::server(id.slot, field));
         assert_eq!(loads.map(|index| self.sum(index)).iter().sum::<u64>(), live, "slot {slot}");

@@ -4,6 +4,7 @@
 
 mod fragments;
 mod icmp;
+mod ipv6;
 mod lab;
 mod limits;
 mod martians;
