@@ -1,6 +1,8 @@
 //! A director of one or more workers without threads: real pipelines, frames delivered and handed on by the test.
 
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use std::net::IpAddr;
+
+use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use shunt_dataplane::conn::{Conn, Timeouts};
 use shunt_dataplane::counters::{self, ServerField};
 use shunt_dataplane::neigh::{HopId, NextHop};
@@ -9,7 +11,7 @@ use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
 use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
-use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
+use shunt_dataplane::tuple::{Address, Endpoint, Protocol, Tuple, V4, V6};
 use shunt_dataplane::verdict::DropReason;
 use shunt_engine::counters::Published;
 use shunt_engine::mempool::PoolConfig;
@@ -18,6 +20,7 @@ use shunt_engine::program::{EmitBuffer, Verdicts};
 use shunt_engine::publish::{self, Publisher};
 use shunt_engine::steer::Prefix;
 use shunt_engine::{Burst, Duration, Emit, Instant, Mempool, Origin, PortId, Program, Verdict, WorkerId};
+use zerocopy::FromZeros;
 
 /// Servers of each service.
 pub(crate) const SERVERS: usize = 3;
@@ -55,11 +58,14 @@ pub(crate) struct Slot {
 pub(crate) struct Setup {
     pub(crate) schedulers: [SchedulerKind; SERVICES.len()],
     pub(crate) slots: [Slot; SERVICES.len() * SERVERS],
+    /// Whether everybody speaks IPv6. The model thinks in IPv4; here it is translated, there and back.
+    pub(crate) ipv6: bool,
 }
 
 /// The director.
 pub(crate) struct Lab {
     pub(crate) now: Instant,
+    ipv6: bool,
     pipelines: Vec<Pipeline>,
     pools: Vec<Mempool>,
     publisher: Publisher<Snapshot>,
@@ -96,6 +102,10 @@ impl Setup {
         slots.filter(|&slot| self.slots[slot].present && self.slots[slot].weight > 0)
     }
 
+    fn ip(&self, address: V4) -> IpAddr {
+        if self.ipv6 { six(address).to_ip() } else { address.to_ip() }
+    }
+
     fn snapshot(&self) -> Snapshot {
         let mut builder = Builder::new();
         builder.port(PortInfo { name: "port0".into(), mac: US }).routes_generation(1);
@@ -106,19 +116,21 @@ impl Setup {
             destination,
             attached: destination.is_none(),
             mtu: 1500,
-            address: Some("10.0.0.1".parse().unwrap()),
+            address: Some(self.ip(V4(0x0a00_0001))),
         };
-        builder.hop(HopId(0), hop(None)).route(Prefix::new("0.0.0.0".parse().unwrap(), 0).unwrap(), HopId(0));
+        builder.hop(HopId(0), hop(None)).route(Prefix::new(self.ip(V4(0)), 0).unwrap(), HopId(0));
         for slot in 0..self.slots.len() {
             let id = HopId(slot as u16 + 1);
-            builder.hop(id, hop(Some(server_mac(slot)))).route(Prefix::host(ip(server_address(slot))), id);
+            builder
+                .hop(id, hop(Some(server_mac(slot))))
+                .route(Prefix::host(self.ip(server_address(slot))), id);
         }
         for (number, (protocol, mode, out_of_state)) in SERVICES.into_iter().enumerate() {
             let slots = number * SERVERS..(number + 1) * SERVERS;
             let server = |slot: usize| Server {
                 id: self.id(slot),
                 service: ServiceId(number as u32),
-                address: ip(server_address(slot)),
+                address: self.ip(server_address(slot)),
                 port: mode.sees_replies().then_some(9000),
                 mode,
                 weight: self.slots[slot].weight,
@@ -131,11 +143,11 @@ impl Setup {
                 name: format!("service{number}"),
                 protocol,
                 listen: vec![Listen {
-                    prefix: Prefix::host(ip(VIP)),
+                    prefix: Prefix::host(self.ip(VIP)),
                     ports: vip(number).port..=vip(number).port,
                 }],
                 scheduler: self.schedulers[number].into(),
-                locals: vec![Local { address: ip(local_address(number)), ports: LOCAL_PORTS }],
+                locals: vec![Local { address: self.ip(local_address(number)), ports: LOCAL_PORTS }],
                 out_of_state,
                 timeouts: Timeouts::default(),
             };
@@ -163,6 +175,7 @@ impl Lab {
         let pool = PoolConfig { chunks: CHUNKS, ..PoolConfig::default() };
         Self {
             now: Instant::from_nanos(123_456_789_012),
+            ipv6: setup.ipv6,
             published: pipelines.iter().map(Pipeline::counters).collect(),
             pools: Mempool::split(pool, pipelines.len()).unwrap(),
             pipelines,
@@ -172,6 +185,15 @@ impl Lab {
 
     pub(crate) fn reload(&mut self, setup: &Setup) {
         self.publisher.publish(setup.snapshot());
+    }
+
+    /// A frame from a client or a server with `tuple` in its headers and, for TCP, `flags`.
+    pub(crate) fn frame(&self, from: MacAddr, tuple: &Tuple<V4>, flags: u8) -> Vec<u8> {
+        frame(from, tuple, flags, self.ipv6)
+    }
+
+    pub(crate) fn client_frame(&self, tuple: &Tuple<V4>, flags: u8) -> Vec<u8> {
+        self.frame(CLIENT, tuple, flags)
     }
 
     /// Receives `frame` on the queue of worker `queue` and hands it on as the workers say.
@@ -204,10 +226,12 @@ impl Lab {
     pub(crate) fn connections(&self) -> Vec<(usize, Conn<V4>)> {
         let mut connections = Vec::new();
         for (worker, pipeline) in self.pipelines.iter().enumerate() {
-            let table = pipeline.flows_v4().table();
+            let (v4, v6) = (pipeline.flows_v4().table(), pipeline.flows_v6().table());
             let before = connections.len();
-            assert_eq!(table.scan(0, u32::MAX, |_, conn| connections.push((worker, *conn))), None);
-            assert_eq!(connections.len() - before, table.len());
+            assert_eq!(v4.scan(0, u32::MAX, |_, conn| connections.push((worker, *conn))), None);
+            assert_eq!(v6.scan(0, u32::MAX, |_, conn| connections.push((worker, in_ipv4(conn)))), None);
+            assert_eq!(connections.len() - before, v4.len() + v6.len());
+            assert_eq!(if self.ipv6 { v4.len() } else { v6.len() }, 0);
         }
         connections
     }
@@ -261,10 +285,25 @@ impl Lab {
     }
 }
 
+/// An IPv6 connection as the model has it.
+fn in_ipv4(conn: &Conn<V6>) -> Conn<V4> {
+    let end = |of: Endpoint<V6>| Endpoint::new(four(of.address), of.port);
+    let &Conn { server_id, last_seen, timeout, state, mode, protocol, flags, .. } = conn;
+    let (client, vip) = (end(conn.client), end(conn.vip));
+    let (server, peer) = (end(conn.server), end(conn.peer));
+    let rest = Conn::new_zeroed();
+    Conn { client, vip, server, peer, server_id, last_seen, timeout, state, mode, protocol, flags, ..rest }
+}
+
 /// A frame from a client or a server with `tuple` in its headers and, for TCP, `flags`.
-pub(crate) fn frame(from: MacAddr, tuple: &Tuple<V4>, flags: u8) -> Vec<u8> {
-    let (src, dst) = (tuple.src.address.0.to_be_bytes(), tuple.dst.address.0.to_be_bytes());
-    let builder = PacketBuilder::ethernet2(from.0, US.0).ipv4(src, dst, 64);
+fn frame(from: MacAddr, tuple: &Tuple<V4>, flags: u8, ipv6: bool) -> Vec<u8> {
+    let (src, dst) = (tuple.src.address, tuple.dst.address);
+    let builder = PacketBuilder::ethernet2(from.0, US.0);
+    let builder = match (src.to_ip(), dst.to_ip(), six(src).to_ip(), six(dst).to_ip()) {
+        (_, _, IpAddr::V6(src), IpAddr::V6(dst)) if ipv6 => builder.ipv6(src.octets(), dst.octets(), 64),
+        (IpAddr::V4(src), IpAddr::V4(dst), ..) => builder.ipv4(src.octets(), dst.octets(), 64),
+        _ => unreachable!("addresses are of their families"),
+    };
     let mut bytes = Vec::new();
     match tuple.protocol {
         Protocol::Tcp => {
@@ -280,36 +319,62 @@ pub(crate) fn frame(from: MacAddr, tuple: &Tuple<V4>, flags: u8) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn client_frame(tuple: &Tuple<V4>, flags: u8) -> Vec<u8> {
-    frame(CLIENT, tuple, flags)
-}
-
 /// The destination station, the tuple and, in a tunnel, the outer destination of a frame that left. All its checksums
 /// are right, or this panics.
 pub(crate) fn parse(bytes: &[u8]) -> (MacAddr, Tuple<V4>, Option<V4>) {
     let mac = MacAddr(bytes[..6].try_into().unwrap());
-    let outer = SlicedPacket::from_ethernet(bytes).unwrap();
-    let Some(NetSlice::Ipv4(ip)) = &outer.net else { panic!("no IPv4: {bytes:?}") };
-    assert_eq!(ip.header().to_header().calc_header_checksum(), ip.header().header_checksum());
-    if ip.header().protocol() == etherparse::IpNumber::IPV4 {
-        let (_, tuple, _) = parse(&[&bytes[..14], ip.payload().payload].concat());
-        return (mac, tuple, Some(V4(u32::from_be_bytes(ip.header().destination()))));
+    let packet = SlicedPacket::from_ethernet(bytes).unwrap();
+    let (src, dst, tunnelled) = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            let header = ip.header();
+            assert_eq!(header.to_header().calc_header_checksum(), header.header_checksum());
+            let inner = (header.protocol() == IpNumber::IPV4).then_some(ip.payload().payload);
+            (IpAddr::from(header.source()), IpAddr::from(header.destination()), inner)
+        }
+        Some(NetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            let inner = (header.next_header() == IpNumber::IPV6).then_some(ip.payload().payload);
+            (IpAddr::from(header.source()), IpAddr::from(header.destination()), inner)
+        }
+        _ => panic!("no IP: {bytes:?}"),
+    };
+    let address = |ip| V4::from_ip(ip).or_else(|| V6::from_ip(ip).map(four)).unwrap();
+    if let Some(inner) = tunnelled {
+        let (_, tuple, _) = parse(&[&bytes[..14], inner].concat());
+        return (mac, tuple, Some(address(dst)));
     }
-    let (src, dst) = (ip.header().source(), ip.header().destination());
-    let (ports, protocol) = match &outer.transport {
+    let (ports, protocol, checksum) = match &packet.transport {
         Some(TransportSlice::Tcp(tcp)) => {
-            assert_eq!(tcp.calc_checksum_ipv4(src, dst).unwrap(), tcp.checksum());
-            ((tcp.source_port(), tcp.destination_port()), Protocol::Tcp)
+            let right = match (src, dst) {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => tcp.calc_checksum_ipv4(src.octets(), dst.octets()),
+                (src, dst) => tcp.calc_checksum_ipv6(octets(src), octets(dst)),
+            };
+            let ports = (tcp.source_port(), tcp.destination_port());
+            (ports, Protocol::Tcp, (tcp.checksum(), right.unwrap()))
         }
         Some(TransportSlice::Udp(udp)) => {
-            let header = udp.to_header();
-            assert_eq!(header.calc_checksum_ipv4_raw(src, dst, udp.payload()).unwrap(), header.checksum);
-            ((udp.source_port(), udp.destination_port()), Protocol::Udp)
+            let (header, payload) = (udp.to_header(), udp.payload());
+            let right = match (src, dst) {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                    header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
+                }
+                (src, dst) => header.calc_checksum_ipv6_raw(octets(src), octets(dst), payload),
+            };
+            let ports = (udp.source_port(), udp.destination_port());
+            (ports, Protocol::Udp, (header.checksum, right.unwrap()))
         }
         other => panic!("{other:?}"),
     };
-    let endpoint = |address, port| Endpoint::new(V4(u32::from_be_bytes(address)), port);
+    assert_eq!(checksum.0, checksum.1);
+    let endpoint = |ip, port| Endpoint::new(address(ip), port);
     (mac, Tuple { src: endpoint(src, ports.0), dst: endpoint(dst, ports.1), protocol }, None)
+}
+
+fn octets(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V6(v6) => v6.octets(),
+        IpAddr::V4(v4) => panic!("{v4} among IPv6 addresses"),
+    }
 }
 
 pub(crate) fn vip(service: usize) -> Endpoint<V4> {
@@ -332,6 +397,13 @@ pub(crate) fn local_address(service: usize) -> V4 {
     V4(0x0a00_00c8 + service as u32)
 }
 
-fn ip(address: V4) -> std::net::IpAddr {
-    std::net::Ipv4Addr::from_bits(address.0).into()
+/// The address of the same station in IPv6.
+fn six(address: V4) -> V6 {
+    V6([0x2001_0db8, 0, 0, address.0])
+}
+
+/// And in IPv4 again; a record in quarantine has forgotten some.
+fn four(address: V6) -> V4 {
+    assert!(address == V6::default() || address == six(V4(address.0[3])));
+    V4(address.0[3])
 }

@@ -2,7 +2,7 @@
 //!
 //! Random clients and servers send real frames through one worker or three; weights change, servers come and go by
 //! reload, time passes. After each step both sides must have the same connections, in the same state, on one worker
-//! each, with the same counts per server; and every frame that leaves must go to the connection's own server.
+//! each, with the same counts per server, in IPv4 and in IPv6; and every frame that leaves must go to the connection's own server.
 #![allow(clippy::unwrap_used)]
 
 mod lab;
@@ -165,9 +165,9 @@ struct Model {
 }
 
 impl Model {
-    fn new(schedulers: [SchedulerKind; SERVICES.len()], workers: usize) -> Self {
+    fn new(schedulers: [SchedulerKind; SERVICES.len()], workers: usize, ipv6: bool) -> Self {
         let slot = |slot| Slot { present: true, generation: 1, weight: 1 + slot as u32 % 3, drain_at: None };
-        let setup = Setup { schedulers, slots: std::array::from_fn(slot) };
+        let setup = Setup { schedulers, slots: std::array::from_fn(slot), ipv6 };
         let lab = Lab::new(&setup, workers as u16);
         let (flows, tenants) = (Vec::new(), HashMap::new());
         Self { lab, setup, workers, flows, tenants, last_pick: [None; SERVICES.len()] }
@@ -245,7 +245,7 @@ impl Model {
         let (protocol, mode, policy) = SERVICES[service];
         let request = request(service, client_endpoint(port));
         let now = self.lab.now;
-        let outcome = self.lab.deliver(queue, &lab::client_frame(&request, flags));
+        let outcome = self.lab.deliver(queue, &self.lab.client_frame(&request, flags));
         let opens = protocol == Protocol::Udp || flags & (SYN | RST | ACK) == SYN;
         let mut refusal = DropReason::OutOfState;
         let mut schedules = policy == OutOfState::Schedule && flags & RST == 0;
@@ -499,7 +499,7 @@ impl Model {
         let slot = flow.server.slot as usize;
         let reply = reply(&flow);
         let now = self.lab.now;
-        let outcome = self.lab.deliver(queue, &lab::frame(lab::server_mac(slot), &reply, flags));
+        let outcome = self.lab.deliver(queue, &self.lab.frame(lab::server_mac(slot), &reply, flags));
         if flow.parked {
             assert_eq!(outcome.reason, Some(DropReason::OutOfState), "{outcome:?}");
             assert_eq!(outcome.emitted, usize::from(flags & RST == 0));
@@ -530,7 +530,7 @@ impl Model {
         let src = Endpoint::new(lab::server_address(slot), if mode.sees_replies() { 9001 } else { 8000 });
         let dst = Endpoint::new(lab::local_address(service), port);
         let tuple = Tuple { src, dst, protocol };
-        let outcome = self.lab.deliver(queue, &lab::frame(lab::server_mac(slot), &tuple, flags));
+        let outcome = self.lab.deliver(queue, &self.lab.frame(lab::server_mac(slot), &tuple, flags));
         // The local addresses of DR, TUN and NAT services are taken off the kernel as well.
         assert_eq!(outcome.reason, Some(DropReason::OutOfState), "{outcome:?}");
         assert_eq!(outcome.emitted, usize::from(protocol == Protocol::Tcp && flags & RST == 0));
@@ -628,8 +628,8 @@ fn reply(flow: &Flow) -> Tuple<V4> {
     Tuple { src: server, dst: flow.peer, protocol: SERVICES[flow.service].0 }
 }
 
-fn run(schedulers: [SchedulerKind; SERVICES.len()], workers: usize, ops: Vec<Op>) {
-    let mut model = Model::new(schedulers, workers);
+fn run(schedulers: [SchedulerKind; SERVICES.len()], workers: usize, ipv6: bool, ops: Vec<Op>) {
+    let mut model = Model::new(schedulers, workers, ipv6);
     for op in ops {
         model.apply(op);
         model.check();
@@ -648,16 +648,18 @@ proptest! {
     #[test]
     fn one_worker_does_what_the_model_does(
         schedulers in proptest::array::uniform(scheduler()),
+        ipv6: bool,
         ops in prop::collection::vec(op(), 1..120),
     ) {
-        run(schedulers, 1, ops);
+        run(schedulers, 1, ipv6, ops);
     }
 
     #[test]
     fn three_workers_do_what_the_model_does(
         schedulers in proptest::array::uniform(scheduler()),
+        ipv6: bool,
         ops in prop::collection::vec(op(), 1..120),
     ) {
-        run(schedulers, 3, ops);
+        run(schedulers, 3, ipv6, ops);
     }
 }
