@@ -36,10 +36,29 @@ const GOOD: &str = "1";
 /// A frame is recorded up to here. Longer ones are super-frames, which are judged nowhere.
 const BYTES: &str = "2048";
 
-/// What of a bulk story is recorded, as a pcap filter: everything but seven of eight large frames. Which of them, says
-/// a byte of their random payload: the choice is the same at every edge. All of the 50 MiB at six edges is more than
-/// tcpdump can keep up with on a busy machine.
-const SAMPLE: &str = "less 512 or ether[256] & 7 = 0";
+/// What a story moves, and so how much of it is recorded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Little: all of it.
+    Light,
+    /// 50 MiB and more: everything but seven of eight large frames. Which of them, says a byte of their random payload:
+    /// the choice is the same at every edge. All of it at six edges is more than tcpdump can keep up with on a busy
+    /// machine.
+    Bulk,
+    /// Tens of thousands of connections: those of every sixty-fourth port. tshark would judge all of them for minutes.
+    Crowd,
+}
+
+impl Load {
+    /// As a pcap filter.
+    const fn filter(self) -> Option<&'static str> {
+        match self {
+            Self::Light => None,
+            Self::Bulk => Some("less 512 or ether[256] & 7 = 0"),
+            Self::Crowd => Some("not tcp or tcp[1] & 63 = 0 or tcp[3] & 63 = 0"),
+        }
+    }
+}
 
 /// How long tcpdump may take to answer, and to read what has come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -133,15 +152,15 @@ impl Tcpdump {
 }
 
 impl Capture {
-    /// Records an edge: all of it or, of a `bulk` story, a sample. Returns when tcpdump listens.
-    pub(crate) fn start(lab: &Lab, (name, interface): Edge, bulk: bool) -> Self {
+    /// Records an edge: all of it or, where the load is heavy, a sample. Returns when tcpdump listens.
+    pub(crate) fn start(lab: &Lab, (name, interface): Edge, load: Load) -> Self {
         let file = lab.folder().join(format!("{name}-{interface}.pcap"));
         // Not `lab.command`: tcpdump is stopped by a signal, which must reach it and not a wrapper.
         let mut process = Command::new("ip")
             .args(["netns", "exec", &lab.namespace(name), "tcpdump", "-i", interface, "-n", "-Z", "root"])
             .args(["--immediate-mode", "-B", "32768", "-s", BYTES, "-w"])
             .arg(&file)
-            .args(bulk.then_some(SAMPLE))
+            .args(load.filter())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

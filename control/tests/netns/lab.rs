@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::capture::{Capture, Findings, Judged};
+use crate::capture::{Capture, Findings, Judged, Load};
 use crate::daemon::Daemon;
 
 /// The modes, with the VIP the lab's servers expect for each.
@@ -49,15 +49,15 @@ pub(crate) struct Cables {
     pub(crate) queues: u32,
     /// The peers' transmit offloads: with them, frames arrive with partial checksums.
     pub(crate) offload: bool,
-    /// Whether the story moves 50 MiB and more: of large frames a sample is recorded.
-    pub(crate) bulk: bool,
+    /// What the story moves.
+    pub(crate) load: Load,
 }
 
 /// Three servers, one queue, every frame complete on every edge.
-pub(crate) const PLAIN: Cables = Cables { servers: 3, queues: 1, offload: false, bulk: false };
+pub(crate) const PLAIN: Cables = Cables { servers: 3, queues: 1, offload: false, load: Load::Light };
 
 /// The same for a story that downloads 50 MiB.
-pub(crate) const BULK: Cables = Cables { bulk: true, ..PLAIN };
+pub(crate) const BULK: Cables = Cables { load: Load::Bulk, ..PLAIN };
 
 /// A lab that stands until it is dropped.
 pub(crate) struct Lab {
@@ -95,7 +95,7 @@ impl Lab {
         );
         lab.captures = EDGES[..3 + cables.servers as usize]
             .iter()
-            .map(|edge| Capture::start(&lab, *edge, cables.bulk))
+            .map(|edge| Capture::start(&lab, *edge, cables.load))
             .collect();
         lab
     }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::capture::Load;
 use crate::daemon::{Config, Daemon, Driver};
-use crate::lab::{BULK, Lab};
+use crate::lab::{Cables, Lab, PLAIN};
 
 const PORTS: usize = 30_000;
 
@@ -52,7 +53,7 @@ fn thirty_thousand_ports_twice_in_a_row_through_nat() {
 }
 
 fn twice(vip: &str) {
-    let mut lab = Lab::new("port-reuse", BULK);
+    let mut lab = Lab::new("port-reuse", Cables { load: Load::Crowd, ..PLAIN });
     Daemon::start(&mut lab, &Config::new(Driver::Native));
     let started = Instant::now();
     for round in ["first", "second"] {
