@@ -5,6 +5,7 @@ use shunt_dataplane::server::Mode;
 use shunt_dataplane::tuple::Protocol;
 use shunt_dataplane::verdict::DropReason;
 use shunt_dataplane::wire::builder::PacketBuilder;
+use shunt_dataplane::wire::tcp::flags;
 use shunt_engine::Duration;
 
 use crate::lab::{CLIENT_MAC, CLIENTS, Lab, US, World, client, vip};
@@ -40,4 +41,38 @@ fn a_flood_of_packets_too_big_or_too_old_gets_a_burst_of_icmp_and_then_one_per_m
     assert_eq!((lab.count(Event::IcmpSent), lab.count(Event::IcmpSuppressed)), (60, 340));
     assert_eq!((lab.dropped(DropReason::MtuExceeded), lab.dropped(DropReason::TtlExceeded)), (200, 200));
     lab.finish();
+}
+
+/// A flood from ever new clients fills the table and goes on. Connections that are established do not notice, whoever is
+/// new gets a place, and the work per packet is bounded: a search looks at a bounded number of records.
+#[test]
+fn a_flood_of_first_segments_evicts_its_own_kind_and_no_established_connection() {
+    for mode in Mode::ALL {
+        let mut lab = Lab::new(World { workers: 1, ..World::default() });
+        let to = vip(mode, Protocol::Tcp);
+        let packet = |from, bits| PacketBuilder::tcp(from, to).flags(bits).link(CLIENT_MAC, US[0]).build();
+        let established: Vec<_> = (40_000..40_010).collect();
+        for &port in &established {
+            lab.open(0, port, mode, Protocol::Tcp);
+            assert_eq!(lab.deliver(0, CLIENTS, &[packet(client(port), flags::ACK)]).len(), 1);
+        }
+        let conns: Vec<_> = established.iter().map(|&port| lab.conn(client(port), to).unwrap().1).collect();
+        for second in 0..20u16 {
+            let flood: Vec<_> =
+                (0..100).map(|i| packet(client(1000 + second * 100 + i), flags::SYN)).collect();
+            assert_eq!(lab.deliver(0, CLIENTS, &flood).len(), 100, "{mode:?}: every SYN finds a place");
+            lab.pass(Duration::from_secs(1));
+            let data: Vec<_> =
+                established.iter().map(|&port| packet(client(port), flags::ACK | flags::PSH)).collect();
+            assert_eq!(lab.deliver(0, CLIENTS, &data).len(), data.len(), "{mode:?}: data goes on");
+        }
+        for (port, conn) in established.iter().zip(conns) {
+            let (_, now) = lab.conn(client(*port), to).unwrap();
+            assert_eq!((now.server_id, now.peer), (conn.server_id, conn.peer), "{mode:?}");
+        }
+        // Six places are left of sixteen.
+        assert_eq!(lab.count(Event::HalfOpenEvicted), 2000 - 6, "{mode:?}");
+        assert_eq!(lab.dropped(DropReason::TableFull), 0, "{mode:?}");
+        lab.finish();
+    }
 }
