@@ -4,11 +4,11 @@
 
 use shunt_engine::Frame;
 
-use crate::classify::{FragmentKey, Meta};
+use crate::classify::{self, FragmentKey, Meta};
 use crate::forward::{NoHeadroom, tun};
 use crate::icmp::{self, Quoted, Tunnelled};
 use crate::tuple::{Protocol, V4, V6};
-use crate::wire::extension::{self, walk};
+use crate::wire::extension::walk;
 use crate::wire::{Family, ipip, ipv6};
 use crate::{emit, wire};
 
@@ -151,17 +151,10 @@ impl Ip for V6 {
         emit::is_host_v6(self)
     }
 
-    /// The fragments of one packet may disagree about what follows their fragment headers (RFC 8200 §4.5), so that is
-    /// not part of the name: `protocol` is 0 where an extension header, TCP or UDP may follow.
     fn fragment_key(packet: &[u8]) -> Option<FragmentKey<Self>> {
         let fragment = walk(packet).ok()?.fragment?;
-        let protocol = match fragment.next_header {
-            6 | 17 => 0,
-            number if extension::is_extension(number) => 0,
-            number => number,
-        };
         let (src, dst) = ipv6::addresses(packet);
-        Some(FragmentKey { src, dst, id: fragment.id, protocol })
+        Some(classify::ipv6::fragment_key(src, dst, &fragment))
     }
 
     fn may_be_balanced(key: &FragmentKey<Self>) -> bool {

@@ -63,7 +63,7 @@ named! {
     DropReason {
         BadIpChecksum = "bad_ip_checksum": "the IPv4 header checksum is wrong",
         BadLength = "bad_length": "a length in the headers contradicts the frame or another header",
-        TooManyHeaders = "too_many_headers": "more IPv6 extension headers than are walked, or a fragment header twice",
+        TooManyHeaders = "too_many_headers": "more IPv6 extension headers than are walked over",
         Truncated = "truncated": "the transport header is cut off",
         TtlExceeded = "ttl_exceeded": "the TTL ran out here; an ICMP time exceeded went back",
         MtuExceeded = "mtu_exceeded": "too big for the next hop and not to be fragmented; an ICMP fragmentation needed went back",

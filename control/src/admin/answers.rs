@@ -1,6 +1,7 @@
 //! The daemon's answers to questions about it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use shunt_dataplane::counters::{Event, ServerField, drop_reason, event, server};
 use shunt_dataplane::server::ServerId;
@@ -54,7 +55,7 @@ impl Daemon {
         let id = self.numbers.server(&server_key(service, typed));
         let address = match typed.port {
             ServerPort::Same => typed.address.to_string(),
-            ServerPort::Mapped(port) => format!("{}:{port}", typed.address),
+            ServerPort::Mapped(port) => SocketAddr::new(typed.address, port).to_string(),
         };
         let snapshot = self.publisher.current();
         let hop = id.and_then(|id| snapshot.server(id)?.hop).and_then(|hop| snapshot.hop(hop));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::lab::{Lab, MODES, within};
+use crate::lab::{Lab, MODES, MODES_V6, within};
 
 const SHUNT: &str = env!("CARGO_BIN_EXE_shunt");
 
@@ -64,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) workers: u32,
     /// Each mode's servers, by the last byte of their address.
     pub(crate) servers: Vec<u8>,
+    /// Whether there are the same services in IPv6, too.
+    pub(crate) v6: bool,
     /// Text at the end of the file.
     pub(crate) more: String,
 }
@@ -71,7 +73,7 @@ pub(crate) struct Config {
 impl Config {
     /// One worker, three servers.
     pub(crate) fn new(driver: Driver) -> Self {
-        Self { driver, workers: 1, servers: vec![11, 12, 13], more: String::new() }
+        Self { driver, workers: 1, servers: vec![11, 12, 13], v6: false, more: String::new() }
     }
 
     /// Four modes on the lab's VIPs: HTTP on port 80, on port 8000 mapped to the servers' 8080 where the mode can, and
@@ -87,28 +89,46 @@ impl Config {
              [[port]]\ninterface = \"front\"\n{port}\n[[port]]\ninterface = \"back\"\n{port}\n",
             self.workers
         );
-        for (mode, vip) in MODES {
-            self.service(&mut text, mode, "web", &format!("{vip}:80"), "tcp", 80);
-            self.service(&mut text, mode, "echo", &format!("{vip}:9000"), "udp", 9000);
+        let v6 = MODES_V6.into_iter().filter(|_| self.v6);
+        for (mode, vip) in MODES.into_iter().chain(v6) {
+            self.service(&mut text, mode, "web", (vip, 80), "tcp", 80);
+            self.service(&mut text, mode, "echo", (vip, 9000), "udp", 9000);
             if matches!(mode, "fullnat" | "nat") {
-                self.service(&mut text, mode, "mapped", &format!("{vip}:8000"), "tcp", 8080);
+                self.service(&mut text, mode, "mapped", (vip, 8000), "tcp", 8080);
             }
         }
         text + &self.more
     }
 
-    fn service(&self, text: &mut String, mode: &str, name: &str, listen: &str, protocol: &str, port: u16) {
-        let local = if mode == "fullnat" { "local = [\"10.2.0.200\"]\n" } else { "" };
+    fn service(
+        &self,
+        text: &mut String,
+        mode: &str,
+        name: &str,
+        listen: (&str, u16),
+        protocol: &str,
+        port: u16,
+    ) {
+        let v6 = listen.0.contains(':');
+        let (suffix, network) = if v6 { ("-v6", "fd00:2::") } else { ("", "10.2.0.") };
+        let local = if mode == "fullnat" { format!("local = [\"{network}200\"]\n") } else { String::new() };
+        let listen = socket(listen.0, listen.1);
         write!(
             text,
-            "[[service]]\nname = \"{mode}-{name}\"\nlisten = [\"{listen}\"]\nprotocol = \"{protocol}\"\n\
+            "[[service]]\nname = \"{mode}-{name}{suffix}\"\nlisten = [\"{listen}\"]\nprotocol = \"{protocol}\"\n\
              mode = \"{mode}\"\nscheduler = \"rr\"\n{local}"
         )
         .unwrap();
         for server in &self.servers {
-            write!(text, "[[service.server]]\naddress = \"10.2.0.{server}:{port}\"\n").unwrap();
+            let address = socket(&format!("{network}{server}"), port);
+            write!(text, "[[service.server]]\naddress = \"{address}\"\n").unwrap();
         }
     }
+}
+
+/// An address and port as they are written.
+fn socket(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
 /// A running daemon. Dropping it kills it.

@@ -17,6 +17,14 @@ use crate::daemon::Daemon;
 pub(crate) const MODES: [(&str, &str); 4] =
     [("fullnat", "203.0.113.10"), ("nat", "203.0.113.20"), ("dr", "203.0.113.30"), ("tun", "203.0.113.40")];
 
+/// The same in IPv6.
+pub(crate) const MODES_V6: [(&str, &str); 4] = [
+    ("fullnat", "2001:db8:cb::10"),
+    ("nat", "2001:db8:cb::20"),
+    ("dr", "2001:db8:cb::30"),
+    ("tun", "2001:db8:cb::40"),
+];
+
 /// A place where a frame may be looked at: (namespace, interface).
 pub(crate) type Edge = (&'static str, &'static str);
 
@@ -151,8 +159,9 @@ impl Lab {
 
     /// Sends a datagram to `to:9000` from the client and returns the answer.
     pub(crate) fn udp_echo(&self, to: &str, text: &str) -> String {
+        let family = if to.contains(':') { "AF_INET6" } else { "AF_INET" };
         let script = format!(
-            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)\n\
+            "import socket; s = socket.socket(socket.{family}, socket.SOCK_DGRAM); s.settimeout(5)\n\
              s.sendto(b'{text}', ('{to}', 9000)); print(s.recvfrom(9000)[0].decode())"
         );
         let output = succeed(self.command("client", "/usr/bin/python3").args(["-c", &script]));

@@ -89,10 +89,7 @@ pub(super) fn classify(frame: &[u8], l3: usize, snapshot: &Snapshot) -> Class {
                 Err(reason) => Class::Drop(reason),
             }
         }
-        By::Fragment => {
-            let key = FragmentKey { src: ip.src, dst: ip.dst, id: ip.id.into(), protocol: ip.protocol };
-            Class::V4(Ours::Fragment(key, meta(0)))
-        }
+        By::Fragment(key) => Class::V4(Ours::Fragment(key, meta(0))),
         By::IcmpError => Class::V4(Ours::IcmpError(meta(0))),
     }
 }
@@ -110,7 +107,8 @@ fn header_sums_up(header: &[u8]) -> bool {
 #[inline(always)]
 fn by(frame: &[u8], l4: usize, ip: &Ipv4, fragment: Fragmentation, snapshot: &Snapshot) -> Option<By<V4>> {
     if fragment == Fragmentation::Later {
-        return by_address(ip.src, ip.dst, snapshot).then_some(By::Fragment);
+        let key = FragmentKey { src: ip.src, dst: ip.dst, id: ip.id.into(), protocol: ip.protocol };
+        return by_address(ip.src, ip.dst, snapshot).then_some(By::Fragment(key));
     }
     if ip.protocol == protocol::ICMP {
         let message = &frame[l4..];

@@ -9,7 +9,7 @@
 //! which is sent to us.
 
 mod ipv4;
-mod ipv6;
+pub(crate) mod ipv6;
 
 use crate::service::ServiceId;
 use crate::snapshot::Snapshot;
@@ -160,7 +160,7 @@ enum By<A> {
     /// Ports, by one of our tables.
     Ports(Role, Tuple<A>),
     /// The address of a later fragment.
-    Fragment,
+    Fragment(FragmentKey<A>),
     /// The address of an ICMP error, or whom it is about.
     IcmpError,
 }

@@ -67,6 +67,8 @@ pub struct Upper {
 pub enum Broken {
     /// A header goes beyond the bytes.
     Truncated,
+    /// A routing header has segments left: the destination is but a station of the way.
+    Underway,
     /// There are more than [`HEADERS_MAX`].
     TooMany,
 }
@@ -82,29 +84,34 @@ pub fn walk(packet: &[u8]) -> Result<Upper, Broken> {
         return Err(Broken::Truncated);
     }
     let mut upper = Upper { protocol: packet[6], at: ipv6::HEADER_LEN, fragment: None };
-    for _ in 0..=HEADERS_MAX {
+    for _ in 0..HEADERS_MAX {
         if !is_extension(upper.protocol) {
             return Ok(upper);
         }
-        let header =
-            packet.get(upper.at..).filter(|rest| rest.len() >= HEADER_LEN).ok_or(Broken::Truncated)?;
+        let rest = packet.get(upper.at..).ok_or(Broken::Truncated)?;
+        let header: &[u8; HEADER_LEN] = rest.first_chunk().ok_or(Broken::Truncated)?;
         let next_header = header[0];
-        if upper.protocol == kind::FRAGMENT {
-            let (offset, id) = (get_u16(header, 2), get_u32(header, 4));
-            let fragment = Fragment { offset: offset & !7, more: offset & 1 != 0, id, next_header };
-            upper = Upper { protocol: next_header, at: upper.at + HEADER_LEN, fragment: Some(fragment) };
-            if fragment.offset != 0 {
-                return Ok(upper);
+        let len = match upper.protocol {
+            kind::FRAGMENT => {
+                let (offset, id) = (get_u16(header, 2), get_u32(header, 4));
+                let more = offset & 1 != 0;
+                upper.fragment = Some(Fragment { offset: offset & !7, more, id, next_header });
+                HEADER_LEN
             }
-        } else {
-            upper.at += match upper.protocol {
-                kind::AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
-                _ => (usize::from(header[1]) + 1) * 8,
-            };
-            upper.protocol = next_header;
+            kind::ROUTING if header[3] != 0 => return Err(Broken::Underway),
+            kind::AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
+        upper.protocol = next_header;
+        upper.at += len;
+        if upper.at > packet.len() {
+            return Err(Broken::Truncated);
+        }
+        if upper.fragment.is_some_and(|fragment| fragment.offset != 0) {
+            return Ok(upper);
         }
     }
-    Err(Broken::TooMany)
+    if is_extension(upper.protocol) { Err(Broken::TooMany) } else { Ok(upper) }
 }
 
 #[cfg(test)]
@@ -163,6 +170,9 @@ mod tests {
         assert_eq!(walk(&packet(&chain(HEADERS_MAX + 1), 6)), Err(Broken::TooMany));
         let whole = packet(&[options(kind::ROUTING, 0), fragment(0, true, 1)], 6);
         (0..whole.len()).for_each(|len| assert_eq!(walk(&whole[..len]), Err(Broken::Truncated), "{len}"));
+        let mut underway = packet(&[options(kind::ROUTING, 0)], 6);
+        underway[43] = 1;
+        assert_eq!(walk(&underway), Err(Broken::Underway));
         let beyond = packet(&[(kind::ROUTING, vec![200, 0, 0, 0, 0, 0, 0])], kind::DESTINATION);
         assert_eq!(walk(&beyond), Err(Broken::Truncated));
     }
