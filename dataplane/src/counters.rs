@@ -30,6 +30,7 @@ named! {
         FragmentsUnknown = "fragments_unknown": "held fragments given to the kernel because their first did not come",
         IcmpForwarded = "icmp_forwarded": "ICMP errors about our flows passed on, translated",
         HandedOff = "handed_off": "packets handed to the worker that owns their flow",
+        DestinationsEvicted = "destinations_evicted": "destinations that lblc and lblcr forgot for lack of room",
         PortProbes = "port_probes": "extra tries to find a free local port",
     }
 }

@@ -280,7 +280,7 @@ impl<A: Ip> Flows<A> {
         if !may_be_client(packet.tuple.src.address, cx.snapshot) {
             return Decision::Drop(DropReason::BadSource);
         }
-        let request = Request::new(&packet.tuple);
+        let request = Request::new(&packet.tuple, cx.now);
         let pools = cx.snapshot.pools(service.id);
         let picked = pools.and_then(|pools| cx.shared.schedulers.pick(service.id, pools.of::<A>(), &request));
         let Some(server) = picked.and_then(|id| cx.snapshot.server(id)) else {

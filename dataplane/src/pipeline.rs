@@ -9,7 +9,7 @@ use shunt_engine::{BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin
 
 use crate::classify::{Class, classify};
 use crate::conn::Ticks;
-use crate::counters::{self, WorkerCounters};
+use crate::counters::{self, Event, WorkerCounters};
 use crate::dump::{self, Dumps, Inquiry};
 use crate::flow::{Context, Flows, Search};
 use crate::shared::Shared;
@@ -104,6 +104,7 @@ impl Program for Pipeline {
         if self.snapshot.refresh() {
             // What an older tenant of a slot left is not the newer one's, also before its first connection here.
             self.snapshot.get().servers().for_each(|server| _ = self.counters.tenant(server.id));
+            self.shared.schedulers.prepare(self.snapshot.get());
             self.publication.request(&self.counters);
             self.v4.flows.sweep.restart();
             self.v6.flows.sweep.restart();
@@ -155,6 +156,7 @@ impl Program for Pipeline {
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
         let Self { snapshot, v4, v6, shared, counters, publication, dumps } = self;
         shared.tick(now, snapshot.get());
+        counters.events(Event::DestinationsEvicted, shared.schedulers.take_evicted());
         let mut cx = Context::new(now, Origin::Port, snapshot.get(), counters, shared, emit);
         let next = [v4.tick(&mut cx), v6.tick(&mut cx)];
         if next.iter().any(|tick| tick.removed > 0) {

@@ -13,7 +13,7 @@ use shunt_engine::report::{WorkerCounter, WorkerView};
 
 use super::connections::Access;
 use super::view::{Counter, Counters, Port, Queue, Server, Service, Status, Traffic, Worker, Workers};
-use crate::config::{self, ServerPort, Word};
+use crate::config::{self, ServerPort};
 use crate::drain;
 use crate::state::server_key;
 use crate::supervisor::Daemon;
@@ -45,7 +45,7 @@ impl Daemon {
             protocol: service.protocol.to_string(),
             listen: service.listen.iter().map(ToString::to_string).collect(),
             mode: service.mode.name().to_owned(),
-            scheduler: service.scheduler.word().to_owned(),
+            scheduler: config::describe_scheduler(&service.scheduler),
             local: service.local.iter().map(|local| local.address.to_string()).collect(),
             servers: service.servers.iter().map(|server| self.server(&service.name, server)).collect(),
         }

@@ -7,6 +7,7 @@ mod overlap;
 mod parse;
 mod raw;
 mod resolve;
+mod scheduler;
 mod service;
 mod shape;
 mod words;
@@ -16,7 +17,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use shunt_dataplane::conn::Timeouts;
-use shunt_dataplane::scheduler::SchedulerKind;
+use shunt_dataplane::scheduler::Scheduler;
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::OutOfState;
 use shunt_dataplane::tuple::Protocol;
@@ -26,6 +27,7 @@ use crate::drain::Draining;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use listen::Listen;
+pub use scheduler::describe as describe_scheduler;
 pub use words::{Driver, Idle, Word, XdpMode};
 
 /// What a configuration file means. Nothing is optional any more.
@@ -104,7 +106,7 @@ pub struct Service {
     /// The mode of servers that name none.
     pub mode: Mode,
     /// How a server is picked.
-    pub scheduler: SchedulerKind,
+    pub scheduler: Scheduler,
     /// FULLNAT local addresses with their ports.
     pub local: Vec<AddressPorts>,
     /// What becomes of packets without a connection.

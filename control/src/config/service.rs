@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use shunt_dataplane::conn::Timeouts;
-use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::OutOfState;
 use shunt_dataplane::tuple::Protocol;
@@ -16,6 +15,7 @@ use super::listen::{self, Listen};
 use super::parse;
 use super::raw;
 use super::resolve::{duration, integer, word};
+use super::scheduler::scheduler;
 use super::{AddressPorts, Server, ServerPort, Service};
 
 /// A service with the places of its parts, in the order of the parts.
@@ -63,12 +63,20 @@ pub(super) fn service(
     }
     let replies_seen =
         servers.iter().map(|server: &Server| server.mode).chain([mode]).all(Mode::sees_replies);
-    let default = if replies_seen { OutOfState::Reset } else { OutOfState::Drop };
+    let scheduler = scheduler(&name, typed, diagnostics);
+    // Where nothing but the addresses says which server it is, a packet after a restart still finds the one it was for.
+    let default = match replies_seen {
+        true => OutOfState::Reset,
+        false if scheduler.kind.maps() && servers.iter().all(|server| !server.mode.sees_replies()) => {
+            OutOfState::Schedule
+        }
+        false => OutOfState::Drop,
+    };
     let service = Service {
         listen,
         protocol,
         mode,
-        scheduler: word(&key("scheduler"), &typed.scheduler, SchedulerKind::Wlc, diagnostics),
+        scheduler,
         local,
         out_of_state: word(&key("out_of_state"), &typed.out_of_state, default, diagnostics),
         timeouts: *timeouts,

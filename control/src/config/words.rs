@@ -1,6 +1,6 @@
 //! The closed sets of words an operator may write, each beside its meaning.
 
-use shunt_dataplane::scheduler::SchedulerKind;
+use shunt_dataplane::scheduler::{HashKind, SchedulerKind};
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::OutOfState;
 use shunt_dataplane::tuple::Protocol;
@@ -100,6 +100,19 @@ impl Word for SchedulerKind {
 
     fn word(self) -> &'static str {
         self.name()
+    }
+}
+
+/// `service.hash`.
+impl Word for HashKind {
+    const KIND: &'static str = "hash";
+    const ALL: &'static [Self] = &[Self::Keyed, Self::Kernel];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Keyed => "keyed",
+            Self::Kernel => "kernel",
+        }
     }
 }
 

@@ -8,11 +8,15 @@
 //! ties and tables follow the list, so a pool's list is the configuration's order backwards: among equals the last server
 //! of the file comes first, as it does behind Keepalived and `ipvsadm`.
 
+mod destinations;
 mod dh;
 mod fo;
+mod lblc;
+mod lblcr;
 mod lc;
 mod least;
 mod mapping;
+pub mod mh;
 mod nq;
 mod ovf;
 mod pool;
@@ -26,6 +30,8 @@ mod testing;
 mod twos;
 mod wlc;
 mod wrr;
+
+use shunt_engine::Instant;
 
 use crate::tuple::{Address, Endpoint, Tuple, V6};
 
@@ -51,6 +57,12 @@ pub enum SchedulerKind {
     Sh,
     /// Destination hashing.
     Dh,
+    /// Locality-based least connections.
+    Lblc,
+    /// Locality-based least connections with replication.
+    Lblcr,
+    /// Maglev hashing.
+    Mh,
     /// Weighted fail-over.
     Fo,
     /// Weighted overflow.
@@ -61,7 +73,7 @@ pub enum SchedulerKind {
 
 impl SchedulerKind {
     /// All of them, in the order people list them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Rr,
         Self::Wrr,
         Self::Lc,
@@ -70,6 +82,9 @@ impl SchedulerKind {
         Self::Nq,
         Self::Sh,
         Self::Dh,
+        Self::Lblc,
+        Self::Lblcr,
+        Self::Mh,
         Self::Fo,
         Self::Ovf,
         Self::Twos,
@@ -86,6 +101,9 @@ impl SchedulerKind {
             Self::Nq => "nq",
             Self::Sh => "sh",
             Self::Dh => "dh",
+            Self::Lblc => "lblc",
+            Self::Lblcr => "lblcr",
+            Self::Mh => "mh",
             Self::Fo => "fo",
             Self::Ovf => "ovf",
             Self::Twos => "twos",
@@ -95,13 +113,15 @@ impl SchedulerKind {
     /// Whether a packet's addresses alone say which server it goes to, on every worker and director alike.
     pub const fn maps(self) -> bool {
         match self {
-            Self::Sh | Self::Dh => true,
+            Self::Sh | Self::Dh | Self::Mh => true,
             Self::Rr
             | Self::Wrr
             | Self::Lc
             | Self::Wlc
             | Self::Sed
             | Self::Nq
+            | Self::Lblc
+            | Self::Lblcr
             | Self::Fo
             | Self::Ovf
             | Self::Twos => false,
@@ -127,16 +147,18 @@ pub struct Scheduler {
     pub seed: Option<u64>,
     /// Which function maps addresses to servers.
     pub hash: HashKind,
-    /// Whether the client's port counts in the hash (`sh-port`).
+    /// Whether the client's port counts in the hash (`sh-port`, `mh-port`).
     pub port: bool,
-    /// Whether a client whose server is overloaded is sent to another (`sh-fallback`).
+    /// Whether a client whose server is overloaded is sent to another (`sh-fallback`, `mh-fallback`).
     pub fallback: bool,
+    /// Slots of `mh`'s table, one of [`mh::SLOTS_ALLOWED`].
+    pub mh_slots: u32,
 }
 
 impl From<SchedulerKind> for Scheduler {
     /// The scheduler with nothing said about it.
     fn from(kind: SchedulerKind) -> Self {
-        Self { kind, seed: None, hash: HashKind::Keyed, port: false, fallback: false }
+        Self { kind, seed: None, hash: HashKind::Keyed, port: false, fallback: false, mh_slots: mh::SLOTS }
     }
 }
 
@@ -145,13 +167,14 @@ impl From<SchedulerKind> for Scheduler {
 pub struct Request {
     client: Endpoint<V6>,
     vip: Endpoint<V6>,
+    now: Instant,
 }
 
 impl Request {
-    /// A client's packet with `tuple`.
+    /// A client's packet with `tuple` at `now`.
     #[inline]
-    pub fn new<A: Address>(tuple: &Tuple<A>) -> Self {
+    pub fn new<A: Address>(tuple: &Tuple<A>, now: Instant) -> Self {
         let wide = |endpoint: Endpoint<A>| Endpoint::new(mapping::wide(endpoint.address), endpoint.port);
-        Self { client: wide(tuple.src), vip: wide(tuple.dst) }
+        Self { client: wide(tuple.src), vip: wide(tuple.dst), now }
     }
 }

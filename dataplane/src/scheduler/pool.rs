@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::mapping;
 use super::shares::Shares;
-use super::{HashKind, Scheduler, SchedulerKind, dh, sh};
+use super::{HashKind, Scheduler, SchedulerKind, dh, mh, sh};
 use crate::hash::KeyedHash;
 use crate::server::{Server, ServerId};
 use crate::service::Service;
@@ -42,6 +42,50 @@ pub(super) enum Table {
     Shares(Shares),
     /// Places of candidates by the kernel's hash of eight bits.
     Buckets(Box<[u16; 256]>),
+    /// Places of candidates by our hash.
+    Slots(Box<[u16]>),
+    /// Places of candidates by the kernel's hash of 32 bits.
+    KernelSlots(Box<[u16]>),
+}
+
+impl Table {
+    fn new(
+        scheduler: &Scheduler,
+        candidates: &[Candidate],
+        endpoints: &[Endpoint<V6>],
+        hash: &KeyedHash,
+    ) -> Self {
+        let weights = candidates.iter().map(|candidate| candidate.weight);
+        let slots = scheduler.mh_slots;
+        let table = match (scheduler.kind, scheduler.hash) {
+            (SchedulerKind::Sh, HashKind::Kernel) => sh::buckets(candidates).map(Self::Buckets),
+            (SchedulerKind::Dh, HashKind::Kernel) => dh::buckets(candidates).map(Self::Buckets),
+            (SchedulerKind::Mh, HashKind::Kernel) => {
+                mh::kernel_slots(candidates, endpoints, slots).map(Self::KernelSlots)
+            }
+            (SchedulerKind::Mh, HashKind::Keyed) => {
+                mh::slots(candidates, endpoints, hash, slots).map(Self::Slots)
+            }
+            (SchedulerKind::Dh, HashKind::Keyed) => {
+                Some(Self::Shares(Shares::new(weights.map(|weight| weight.min(1)))))
+            }
+            (SchedulerKind::Sh | SchedulerKind::Twos, _) => Some(Self::Shares(Shares::new(weights))),
+            (
+                SchedulerKind::Rr
+                | SchedulerKind::Wrr
+                | SchedulerKind::Lc
+                | SchedulerKind::Wlc
+                | SchedulerKind::Sed
+                | SchedulerKind::Nq
+                | SchedulerKind::Lblc
+                | SchedulerKind::Lblcr
+                | SchedulerKind::Fo
+                | SchedulerKind::Ovf,
+                _,
+            ) => None,
+        };
+        table.unwrap_or(Self::None)
+    }
 }
 
 impl Pool {
@@ -53,32 +97,9 @@ impl Pool {
         assert!(members.len() <= Self::MEMBERS_MAX, "places are numbered in 16 bits");
         // The list runs from the newest to the oldest, see the module.
         let (candidates, endpoints): (Vec<_>, Vec<_>) = members.iter().rev().copied().unzip();
-        let weights = || candidates.iter().map(|candidate| candidate.weight);
-        let table = match (scheduler.kind, scheduler.hash) {
-            (SchedulerKind::Sh, HashKind::Kernel) => {
-                sh::buckets(&candidates).map_or(Table::None, Table::Buckets)
-            }
-            (SchedulerKind::Dh, HashKind::Kernel) => {
-                dh::buckets(&candidates).map_or(Table::None, Table::Buckets)
-            }
-            (SchedulerKind::Dh, HashKind::Keyed) => {
-                Table::Shares(Shares::new(weights().map(|weight| weight.min(1))))
-            }
-            (SchedulerKind::Sh | SchedulerKind::Twos, _) => Table::Shares(Shares::new(weights())),
-            (
-                SchedulerKind::Rr
-                | SchedulerKind::Wrr
-                | SchedulerKind::Lc
-                | SchedulerKind::Wlc
-                | SchedulerKind::Sed
-                | SchedulerKind::Nq
-                | SchedulerKind::Fo
-                | SchedulerKind::Ovf,
-                _,
-            ) => Table::None,
-        };
         // The seed is no secret: directors that share a configuration must map alike.
         let hash = KeyedHash::new([scheduler.seed.unwrap_or(0), 0], 0);
+        let table = Table::new(&scheduler, &candidates, &endpoints, &hash);
         Self { scheduler, candidates: candidates.into(), endpoints: endpoints.into(), hash, table }
     }
 
@@ -97,6 +118,12 @@ impl Pool {
         &self.candidates
     }
 
+    /// The place of a candidate, which was `place` when it was looked at last.
+    #[inline]
+    pub(super) fn place_of(&self, id: ServerId, place: usize) -> Option<usize> {
+        place_of(&self.candidates, id, place)
+    }
+
     #[inline]
     pub(super) fn hash(&self) -> &KeyedHash {
         &self.hash
@@ -113,6 +140,16 @@ impl Pool {
         self.scheduler == *scheduler
             && self.candidates.len() == members.len()
             && own.zip(members).all(|((candidate, endpoint), member)| (*candidate, *endpoint) == *member)
+    }
+}
+
+/// The place of `id` among `candidates`, which was `place` when it was looked at last.
+#[inline]
+pub(super) fn place_of(candidates: &[Candidate], id: ServerId, place: usize) -> Option<usize> {
+    let is_it = |candidate: &Candidate| candidate.id == id;
+    match candidates.get(place) {
+        Some(candidate) if is_it(candidate) => Some(place),
+        _ => candidates.iter().position(is_it),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `rr`: the servers in turn, weights ignored except 0, which takes no connections.
 
-use super::pool::Candidate;
+use super::pool::{Candidate, place_of};
 use super::state::{Servers, ServiceState};
 
 /// The candidate after the one picked last. Where that one is gone, its place is where the turn goes on.
@@ -16,13 +16,7 @@ pub(super) fn pick(
     }
     let start = match state.last {
         None => (seed % count as u64) as usize,
-        Some((id, place)) => {
-            let is_last = |candidate: &Candidate| candidate.id == id;
-            match candidates.get(place) {
-                Some(candidate) if is_last(candidate) => place + 1,
-                _ => candidates.iter().position(is_last).map_or(place, |place| place + 1),
-            }
-        }
+        Some((id, place)) => place_of(candidates, id, place).map_or(place, |place| place + 1),
     };
     let picked = (start..start + count).map(|i| i % count).find(|&i| servers.takes(&candidates[i]))?;
     state.last = Some((candidates[picked].id, picked));

@@ -2,11 +2,13 @@
 
 use shunt_engine::WorkerId;
 
+use super::destinations::Destinations;
 use super::pool::{Candidate, Pool};
-use super::{Request, SchedulerKind, dh, fo, lc, nq, ovf, rr, sed, sh, twos, wlc, wrr};
+use super::{Request, SchedulerKind, dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, sh, twos, wlc, wrr};
 use crate::hash;
 use crate::server::ServerId;
-use crate::service::ServiceId;
+use crate::service::{Service, ServiceId};
+use crate::snapshot::Snapshot;
 
 /// Live connections of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,11 +19,13 @@ pub struct Load {
     pub inactive: u32,
 }
 
-/// What one worker's schedulers remember. All memory is taken at start.
+/// What one worker's schedulers remember. All memory is taken at start, but for what only `lblc` and `lblcr` need: that is
+/// taken when the first such service comes.
 #[derive(Debug)]
 pub struct SchedulerState {
     services: Box<[ServiceState]>,
     servers: Servers,
+    pub(super) destinations: Destinations,
     seed: u64,
     worker: WorkerId,
     /// Random numbers drawn so far.
@@ -70,6 +74,7 @@ impl SchedulerState {
         Self {
             services: vec![ServiceState::default(); services_max].into(),
             servers: Servers(vec![ServerState::default(); servers_max].into()),
+            destinations: Destinations::default(),
             seed,
             worker: WorkerId(0),
             drawn: 0,
@@ -80,6 +85,20 @@ impl SchedulerState {
     #[must_use]
     pub fn for_worker(self, worker: WorkerId) -> Self {
         Self { worker, ..self }
+    }
+
+    /// Takes the memory that the services of `snapshot` need and older ones did not.
+    pub fn prepare(&mut self, snapshot: &Snapshot) {
+        let remembers =
+            |service: &Service| matches!(service.scheduler.kind, SchedulerKind::Lblc | SchedulerKind::Lblcr);
+        if snapshot.services().any(remembers) {
+            self.destinations.allocate();
+        }
+    }
+
+    /// How many destinations `lblc` and `lblcr` have forgotten for lack of room since this was asked last.
+    pub fn take_evicted(&mut self) -> u64 {
+        self.destinations.take_evicted()
     }
 
     /// The server that gets the next connection; `None` when none takes any.
@@ -100,6 +119,15 @@ impl SchedulerState {
             SchedulerKind::Nq => nq::pick(candidates, servers),
             SchedulerKind::Sh => sh::pick(pool, servers, request),
             SchedulerKind::Dh => dh::pick(pool, servers, request),
+            SchedulerKind::Mh => mh::pick(pool, servers, request),
+            SchedulerKind::Lblc => {
+                let destination = self.destinations.entry(service, request.vip.address, request.now);
+                lblc::pick(pool, servers, destination, request.now)
+            }
+            SchedulerKind::Lblcr => {
+                let destination = self.destinations.entry(service, request.vip.address, request.now);
+                lblcr::pick(pool, servers, destination, request.now)
+            }
             SchedulerKind::Fo => fo::pick(candidates, servers),
             SchedulerKind::Ovf => ovf::pick(candidates, servers),
             SchedulerKind::Twos => {

@@ -1,5 +1,7 @@
 //! What the schedulers' tests share. Servers are in list order: slot 0 is the first a scheduler looks at.
 
+use shunt_engine::Instant;
+
 use super::{Candidate, Pool, Request, Scheduler, SchedulerKind, SchedulerState};
 use crate::server::ServerId;
 use crate::service::ServiceId;
@@ -37,9 +39,14 @@ pub(super) fn request(client: u32) -> Request {
 
 /// A packet from client number `client` to `vip`.
 pub(super) fn request_to(client: u32, vip: u32) -> Request {
+    request_at(client, vip, Instant::ZERO)
+}
+
+/// The same at some time.
+pub(super) fn request_at(client: u32, vip: u32, now: Instant) -> Request {
     let src = Endpoint::new(V4(0xc633_0000 + client), 1024 + (client % 60_000) as u16);
     let tuple = Tuple { src, dst: Endpoint::new(V4(vip), 80), protocol: Protocol::Tcp };
-    Request::new(&tuple)
+    Request::new(&tuple, now)
 }
 
 /// The slot that client number `client` of service 0 gets.

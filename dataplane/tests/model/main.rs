@@ -465,7 +465,13 @@ impl Model {
                 assert_eq!(heavier, None, "fo picked {slot}");
             }
             SchedulerKind::Ovf => assert!(self.active(slot) <= self.setup.slots[slot].weight.into()),
-            SchedulerKind::Wrr | SchedulerKind::Sh | SchedulerKind::Dh | SchedulerKind::Twos => {}
+            SchedulerKind::Wrr
+            | SchedulerKind::Sh
+            | SchedulerKind::Dh
+            | SchedulerKind::Lblc
+            | SchedulerKind::Lblcr
+            | SchedulerKind::Mh
+            | SchedulerKind::Twos => {}
         }
     }
 
