@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use shunt_dataplane::neigh::NextHop;
 use shunt_dataplane::server::Server;
-use shunt_dataplane::service::{Listen, Local, Service};
+use shunt_dataplane::service::{Listen, Local, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_engine::PortId;
 use shunt_engine::steer::Prefix;
@@ -57,8 +57,10 @@ pub fn compile(
     own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
     builder.routes_generation(numbers.routes(&numbered));
     for service in &config.services {
-        let (service, servers) = service_and_servers(service, numbers);
-        builder.service(service, servers);
+        let (leaving, staying) = servers(service, numbers);
+        let service = self::service(service, numbers);
+        let id = service.id;
+        builder.service(service, staying).leaving(id, leaving);
     }
     Ok(builder.build())
 }
@@ -168,29 +170,35 @@ impl View<'_> {
     }
 }
 
-fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, Vec<Server>) {
-    let id = numbers.service(&typed.name).expect("every service was given a number");
-    let servers: Vec<_> = typed
-        .servers
-        .iter()
-        .map(|server| Server {
-            id: numbers.server(&server_key(&typed.name, server)).expect("every server was given a number"),
-            service: id,
-            address: server.address,
-            port: match server.port {
-                ServerPort::Same => None,
-                ServerPort::Mapped(port) => Some(port),
-            },
-            mode: server.mode,
-            weight: server.weight,
-            drain_at: drain::deadline(server),
-            hop: None,
-        })
-        .collect();
+/// The servers of a service: those that a reload has left out and that still drain, and those it has.
+fn servers(typed: &config::Service, numbers: &Numbers) -> (Vec<Server>, Vec<Server>) {
+    let server = |server: &config::Server| Server {
+        id: numbers.server(&server_key(&typed.name, server)).expect("every server was given a number"),
+        service: number_of(typed, numbers),
+        address: server.address,
+        port: match server.port {
+            ServerPort::Same => None,
+            ServerPort::Mapped(port) => Some(port),
+        },
+        mode: server.mode,
+        weight: server.weight,
+        drain_at: drain::deadline(server),
+        hop: None,
+    };
+    let left_out = |server: &&config::Server| server.draining.is_some_and(|draining| draining.left_out);
+    let (leaving, staying): (Vec<_>, Vec<_>) = typed.servers.iter().partition(left_out);
+    (leaving.into_iter().map(server).collect(), staying.into_iter().map(server).collect())
+}
+
+fn number_of(service: &config::Service, numbers: &Numbers) -> ServiceId {
+    numbers.service(&service.name).expect("every service was given a number")
+}
+
+fn service(typed: &config::Service, numbers: &Numbers) -> Service {
     let listen = |entry: &config::Listen| Listen { prefix: entry.prefix, ports: entry.ports() };
     let local = |entry: &AddressPorts| Local { address: entry.address, ports: entry.ports() };
-    let service = Service {
-        id,
+    Service {
+        id: number_of(typed, numbers),
         name: typed.name.clone(),
         protocol: typed.protocol,
         listen: typed.listen.iter().map(listen).collect(),
@@ -198,12 +206,12 @@ fn service_and_servers(typed: &config::Service, numbers: &Numbers) -> (Service, 
         locals: typed.local.iter().map(local).collect(),
         out_of_state: typed.out_of_state,
         timeouts: typed.timeouts,
-    };
-    (service, servers)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use shunt_dataplane::tuple::V4;
     use shunt_engine::port::MacAddr;
 
     use super::*;
@@ -363,6 +371,26 @@ mod tests {
         let kernel = dual();
         let found = stations(&config(FILE_V6), &kernel, &ports(&kernel));
         assert!(found.contains(&(2, ip("fe80::fe"))) && found.contains(&(3, ip("fd00::11"))), "{found:?}");
+    }
+
+    #[test]
+    fn a_server_that_a_reload_leaves_out_keeps_its_number_and_no_scheduler_knows_it() {
+        let kernel = director();
+        let mut numbers = Numbers::default();
+        let text = FILE.replace("protocol = \"tcp\"", "protocol = \"tcp\"\ndrain = \"30s\"");
+        let first = config(&text);
+        let empty = Snapshot::default();
+        let before = compile(&first, &kernel, &ports(&kernel), &mut numbers, &empty).unwrap();
+        let mut second = first.clone();
+        second.services[0].servers.remove(0);
+        let now = shunt_engine::Instant::ZERO + shunt_engine::Duration::from_secs(100);
+        drain::carry_over(Some(&first), &mut second, now);
+        let after = compile(&second, &kernel, &ports(&kernel), &mut numbers, &before).unwrap();
+        let left = before.servers().find(|server| server.address == ip("10.0.0.11")).unwrap();
+        let leaving = after.server(left.id).unwrap();
+        assert_eq!(leaving.drain_at, Some(now + shunt_engine::Duration::from_secs(30)));
+        let pool = after.pools(leaving.service).unwrap().of::<V4>();
+        assert!(pool.candidates().len() == 1 && pool.candidates()[0].id != left.id);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::neigh::{HopId, NextHop};
 use crate::route::Routes;
 use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
-use crate::service::{Service, ServiceIndex};
+use crate::service::{Service, ServiceId, ServiceIndex};
 
 /// Collects the parts of a snapshot.
 #[derive(Clone, Debug, Default)]
@@ -75,19 +75,30 @@ impl Builder {
         let slot = service.id.0 as usize;
         let before = self.before.get(slot).and_then(Option::as_ref);
         put(&mut self.snapshot.pools, slot, Pools::new(&service, &servers, before));
-        for server in servers {
-            if server.mode == Mode::Nat {
-                // Without a port of its own it answers from the one that was called.
-                let called = service.listen.iter().map(|listen| listen.ports.clone());
-                let ports = server.port.map_or_else(|| called.collect(), |port| vec![port..=port]);
-                for ports in ports {
-                    self.snapshot.nat_servers.add(server.address, service.protocol, ports);
-                }
-            }
-            put(&mut self.snapshot.servers, server.id.slot as usize, server);
-        }
+        servers.into_iter().for_each(|server| self.server(&service, server));
         put(&mut self.snapshot.services, slot, Arc::new(service));
         self
+    }
+
+    /// Adds servers that a service added before no longer has: they keep their connections, and its scheduler does not
+    /// know them.
+    pub fn leaving(&mut self, id: ServiceId, servers: Vec<Server>) -> &mut Self {
+        if let Some(service) = self.snapshot.services.get(id.0 as usize).cloned().flatten() {
+            servers.into_iter().for_each(|server| self.server(&service, server));
+        }
+        self
+    }
+
+    fn server(&mut self, service: &Service, server: Server) {
+        if server.mode == Mode::Nat {
+            // Without a port of its own it answers from the one that was called.
+            let called = service.listen.iter().map(|listen| listen.ports.clone());
+            let ports = server.port.map_or_else(|| called.collect(), |port| vec![port..=port]);
+            for ports in ports {
+                self.snapshot.nat_servers.add(server.address, service.protocol, ports);
+            }
+        }
+        put(&mut self.snapshot.servers, server.id.slot as usize, server);
     }
 
     /// The finished snapshot.
