@@ -123,7 +123,7 @@ pub fn wanted(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<
 
 /// The link of ours whose network `address` lies in.
 fn attached(kernel: &Kernel, ports: &[OpenPort], address: IpAddr) -> Option<u32> {
-    let Way::Attached(link) = kernel.route_to(address)?.way else { return None };
+    let Way::Attached(link) = kernel.route_to(address)?.way() else { return None };
     exit(kernel, ports, link).map(|_| link)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use shunt_dataplane::neigh::NextHop;
+use shunt_dataplane::route::Hops;
 use shunt_dataplane::server::Server;
 use shunt_dataplane::service::{Listen, Local, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
@@ -40,18 +41,23 @@ pub fn compile(
     numbers.assign(config)?;
     let view = View { config, kernel, ports };
     let routes = view.routes();
-    let keys = routes.iter().map(|(_, key, _)| *key).collect();
+    let keys = routes.iter().flat_map(|route| &route.keys).map(|&(key, _)| key).collect();
     numbers.assign_hops(&keys)?;
     let mut builder = Builder::after(before);
     for port in ports {
         builder.port(port.info.clone());
     }
     let mut numbered = Vec::with_capacity(routes.len());
-    for (prefix, key, mtu) in routes {
-        let id = numbers.hop(key).expect("every key was given a number just now");
-        builder.hop(id, view.hop(key, mtu));
-        builder.route(prefix, id);
-        numbered.push((prefix, id));
+    for Towards { prefix, keys, mtu } in routes {
+        let number = |&(key, weight): &(HopKey, u32)| {
+            (numbers.hop(key).expect("every key was given a number just now"), weight)
+        };
+        let hops: Hops = keys.iter().map(number).collect();
+        for (key, (id, _)) in keys.iter().zip(hops.iter()) {
+            builder.hop(id, view.hop(key.0, mtu));
+        }
+        builder.route(prefix, hops.clone());
+        numbered.push((prefix, hops));
     }
     let own = kernel.addresses.iter().map(|own| own.address);
     own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
@@ -68,7 +74,8 @@ pub fn compile(
 /// The stations whose link addresses workers need: gateways, and servers on attached networks.
 pub fn stations(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<(u32, IpAddr)> {
     let view = View { config, kernel, ports };
-    let gateways = kernel.routes.iter().filter_map(|route| match route.way {
+    let paths = kernel.routes.iter().flat_map(|route| &route.paths);
+    let gateways = paths.filter_map(|path| match path.way {
         Way::Gateway(link, gateway) => Some((link, gateway)),
         Way::Attached(_) | Way::Nowhere => None,
     });
@@ -84,6 +91,14 @@ pub fn exit(kernel: &Kernel, ports: &[OpenPort], link: u32) -> Option<(PortId, O
     }
     let (below, vid) = kernel.link(link)?.vlan?;
     Some((port_of(below)?, Some(vid)))
+}
+
+/// A route as workers shall have it.
+struct Towards {
+    prefix: Prefix,
+    /// The next hops, with their weights; at least one.
+    keys: Vec<(HopKey, u32)>,
+    mtu: Option<u32>,
 }
 
 struct View<'a> {
@@ -103,32 +118,53 @@ impl View<'_> {
     }
 
     /// All routes workers know. A server on an attached network has one of its own, to its station.
-    fn routes(&self) -> Vec<(Prefix, HopKey, Option<u32>)> {
+    fn routes(&self) -> Vec<Towards> {
         let mut servers: Vec<_> = self
             .server_addresses()
             .filter_map(|address| {
                 let route = self.kernel.route_to(address)?;
-                let Way::Attached(link) = route.way else { return None };
+                let Way::Attached(link) = route.way() else { return None };
                 self.exit(link)?;
-                Some((Prefix::host(address), HopKey::Station(link, address), route.mtu))
+                let keys = vec![(HopKey::Station(link, address), 1)];
+                Some(Towards { prefix: Prefix::host(address), keys, mtu: route.mtu })
             })
             .collect();
-        servers.sort_by_key(|(prefix, ..)| *prefix);
-        servers.dedup_by_key(|(prefix, ..)| *prefix);
+        servers.sort_by_key(|towards| towards.prefix);
+        servers.dedup_by_key(|towards| towards.prefix);
         servers.extend(self.kernel.routes.iter().filter_map(|route| self.route(route)));
         servers
     }
 
-    fn route(&self, route: &Route) -> Option<(Prefix, HopKey, Option<u32>)> {
-        let ours = route.way.link().is_some_and(|link| self.exit(link).is_some());
-        let key = match route.way {
-            Way::Attached(link) if ours => HopKey::Attached(link, route.prefix),
-            Way::Gateway(link, gateway) if ours => HopKey::Station(link, gateway),
+    fn route(&self, route: &Route) -> Option<Towards> {
+        let Route { prefix, mtu, .. } = *route;
+        let keys: Vec<_> =
+            route.paths.iter().filter_map(|path| Some((self.key(prefix, path.way)?, path.weight))).collect();
+        if keys.is_empty() {
             // It leaves by an interface that is no port. The packets must not take a wider route of ours instead.
-            _ if route.prefix.is_empty() => return None,
-            _ => HopKey::Nowhere,
-        };
-        Some((route.prefix, key, route.mtu))
+            return (!prefix.is_empty()).then(|| Towards { prefix, keys: vec![(HopKey::Nowhere, 1)], mtu });
+        }
+        // A path whose station does not answer is no path, as long as there is another.
+        let alive: Vec<_> = keys.iter().copied().filter(|&(key, _)| self.is_reachable(key)).collect();
+        Some(Towards { prefix, keys: if alive.is_empty() { keys } else { alive }, mtu })
+    }
+
+    fn key(&self, prefix: Prefix, way: Way) -> Option<HopKey> {
+        self.exit(way.link()?)?;
+        match way {
+            Way::Attached(link) => Some(HopKey::Attached(link, prefix)),
+            Way::Gateway(link, gateway) => Some(HopKey::Station(link, gateway)),
+            Way::Nowhere => None,
+        }
+    }
+
+    fn is_reachable(&self, key: HopKey) -> bool {
+        match key {
+            HopKey::Attached(..) => true,
+            HopKey::Station(link, address) => {
+                self.kernel.neighbour(link, address).is_some_and(|station| station.mac.is_some())
+            }
+            HopKey::Nowhere => false,
+        }
     }
 
     fn hop(&self, key: HopKey, route_mtu: Option<u32>) -> NextHop {
@@ -294,6 +330,42 @@ mod tests {
                 .unwrap();
         let hop = snapshot.hop(snapshot.route(ip("192.0.2.5")).unwrap()).unwrap();
         assert_eq!((hop.destination, hop.attached), (None, false));
+    }
+
+    #[test]
+    fn a_multipath_route_has_the_next_hops_that_answer() {
+        let mut kernel = director();
+        let gateways = [(2, "203.0.113.251", 1), (2, "203.0.113.252", 3)];
+        let path = |&(link, gateway, weight): &(u32, &str, u32)| crate::kernel::Path {
+            way: Way::Gateway(link, ip(gateway)),
+            weight,
+        };
+        let both =
+            Route { paths: gateways.iter().map(path).collect(), ..route("192.0.2.0/24", Way::Nowhere) };
+        kernel.routes.insert(0, both);
+        let mut numbers = Numbers::default();
+        let mut hops = |kernel: &Kernel| {
+            let snapshot =
+                compile(&config(FILE), kernel, &ports(kernel), &mut numbers, &Snapshot::default()).unwrap();
+            let hops = snapshot.hops(ip("192.0.2.5")).unwrap();
+            let known = |(id, weight)| (snapshot.hop(id).unwrap().destination.map(|mac| mac.0[5]), weight);
+            (hops.iter().map(known).collect::<Vec<_>>(), snapshot.routes_generation())
+        };
+        let (none, first) = hops(&kernel);
+        assert_eq!(none, [(None, 1), (None, 3)], "nobody answers yet");
+        let station = |address: &str, last| crate::kernel::Neighbour {
+            address: ip(address),
+            mac: Some(MacAddr([2, 0, 0, 0, 1, last])),
+            ..kernel.neighbours[0].clone()
+        };
+        let (one, other) = (station("203.0.113.251", 51), station("203.0.113.252", 52));
+        kernel.neighbours.push(one);
+        let (some, second) = hops(&kernel);
+        assert_eq!(some, [(Some(51), 1)]);
+        kernel.neighbours.push(other);
+        let (all, third) = hops(&kernel);
+        assert_eq!(all, [(Some(51), 1), (Some(52), 3)]);
+        assert!(first != second && second != third, "flows look again");
     }
 
     #[test]

@@ -55,10 +55,32 @@ pub struct Route {
     pub prefix: Prefix,
     /// Smaller is better.
     pub metric: u32,
-    /// By this way.
-    pub way: Way,
+    /// By these ways, at least one. A multipath route has several.
+    pub paths: Vec<Path>,
     /// The route's own MTU, when it has one.
     pub mtu: Option<u32>,
+}
+
+/// One of a route's ways, with its share of the flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Path {
+    /// Where it leads.
+    pub way: Way,
+    /// Its share beside the others'; at least 1.
+    pub weight: u32,
+}
+
+impl From<Way> for Path {
+    fn from(way: Way) -> Self {
+        Self { way, weight: 1 }
+    }
+}
+
+impl Route {
+    /// The first way: what is taken where one is enough.
+    pub fn way(&self) -> Way {
+        self.paths.first().map_or(Way::Nowhere, |path| path.way)
+    }
 }
 
 /// Where a route leads.
@@ -141,7 +163,7 @@ impl Kernel {
 
     /// The station on the attached link that packets for `address` go to, with its link.
     pub fn next_station(&self, address: IpAddr) -> Option<(u32, IpAddr)> {
-        match self.route_to(address)?.way {
+        match self.route_to(address)?.way() {
             Way::Attached(link) => Some((link, address)),
             Way::Gateway(link, gateway) => Some((link, gateway)),
             Way::Nowhere => None,
@@ -168,7 +190,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn route(to: &str, way: Way) -> Route {
-        Route { prefix: prefix(to), metric: 0, way, mtu: None }
+        Route { prefix: prefix(to), metric: 0, paths: vec![way.into()], mtu: None }
     }
 
     /// eth0 203.0.113.1/24 with the default gateway .254; eth1 10.0.0.1/24 with servers.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use shunt_dataplane::neigh::HopId;
+use shunt_dataplane::route::Hops;
 use shunt_dataplane::server::{Mode, ServerId};
 use shunt_dataplane::service::ServiceId;
 use shunt_engine::steer::Prefix;
@@ -43,7 +44,7 @@ pub struct Numbers {
     services: Slots<String>,
     servers: Slots<ServerKey>,
     hops: BTreeMap<HopKey, HopId>,
-    routes: Vec<(Prefix, HopId)>,
+    routes: Vec<(Prefix, Hops)>,
     routes_generation: u32,
 }
 
@@ -111,7 +112,7 @@ impl Numbers {
     }
 
     /// Notes the routes in force. Returns their generation: another one whenever they differ.
-    pub fn routes(&mut self, routes: &[(Prefix, HopId)]) -> u32 {
+    pub fn routes(&mut self, routes: &[(Prefix, Hops)]) -> u32 {
         if self.routes != routes {
             self.routes = routes.to_vec();
             self.routes_generation = self.routes_generation.wrapping_add(1);
@@ -237,8 +238,8 @@ mod tests {
     #[test]
     fn the_routes_generation_moves_with_the_routes_only() {
         let mut numbers = Numbers::default();
-        let route = (Prefix::host(IpAddr::from([10, 0, 0, 1])), HopId(1));
-        let first = numbers.routes(&[route]);
+        let route = (Prefix::host(IpAddr::from([10, 0, 0, 1])), Hops::from(HopId(1)));
+        let first = numbers.routes(std::slice::from_ref(&route));
         assert_eq!(numbers.routes(&[route]), first);
         assert_ne!(numbers.routes(&[]), first);
     }

@@ -171,9 +171,9 @@ fn the_mirror_shows_links_addresses_and_routes_and_follows_changes() {
         assert_eq!(link.mtu, 1500);
         assert!(link.up && !link.mac.is_zero());
         assert!(kernel.has_address(ip("10.0.0.1")));
-        assert_eq!(kernel.route_to(ip("10.0.0.11")).unwrap().way, Way::Attached(link.index));
+        assert_eq!(kernel.route_to(ip("10.0.0.11")).unwrap().way(), Way::Attached(link.index));
         assert_eq!(kernel.next_station(ip("8.8.8.8")), Some((link.index, ip("10.0.0.254"))));
-        assert_eq!(kernel.route_to(ip("198.51.100.1")).unwrap().way, Way::Nowhere);
+        assert_eq!(kernel.route_to(ip("198.51.100.1")).unwrap().way(), Way::Nowhere);
         let far = kernel.route_to(ip("192.0.2.1")).unwrap();
         assert_eq!((far.metric, far.mtu), (7, Some(1400)));
 
@@ -184,6 +184,47 @@ fn the_mirror_shows_links_addresses_and_routes_and_follows_changes() {
         .await;
         director.ip("link set d0 down");
         until(&netlink, &mut events, |kernel| kernel.route_to(ip("10.0.0.11")).is_none()).await;
+    });
+}
+
+/// The ways to 192.0.2.1, with their weights.
+fn paths(kernel: &Kernel) -> Vec<(Way, u32)> {
+    let route = kernel.route_to(ip("192.0.2.1"));
+    route.map(|route| route.paths.iter().map(|path| (path.way, path.weight)).collect()).unwrap_or_default()
+}
+
+#[test]
+fn a_multipath_route_has_all_its_living_ways_however_it_was_written() {
+    let director = Netns::new("multipath");
+    for (number, device) in ["d0", "d1"].into_iter().enumerate() {
+        director.ip(&format!("link add {device} type veth peer name p{number}"));
+        director.ip(&format!("addr add 10.0.{number}.1/24 dev {device}"));
+        director.ip(&format!("link set p{number} up"));
+        director.ip(&format!("link set {device} up"));
+    }
+    director.ip("route add 192.0.2.0/24 nexthop via 10.0.0.254 weight 3 nexthop via 10.0.1.254");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut events = Events::open().unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = |name| kernel.link_named(name).unwrap().index;
+        let gateways =
+            [Way::Gateway(link("d0"), ip("10.0.0.254")), Way::Gateway(link("d1"), ip("10.0.1.254"))];
+        assert_eq!(paths(&kernel), [(gateways[0], 3), (gateways[1], 1)]);
+        // The other end goes: the link has no carrier any more.
+        director.ip("link set p0 down");
+        until(&netlink, &mut events, |kernel| paths(kernel) == [(gateways[1], 1)]).await;
+        director.ip("link set p0 up");
+        until(&netlink, &mut events, |kernel| paths(kernel).len() == 2).await;
+
+        director.ip("route del 192.0.2.0/24");
+        director.ip("nexthop add id 1 via 10.0.0.254 dev d0");
+        director.ip("nexthop add id 2 via 10.0.1.254 dev d1");
+        director.ip("nexthop add id 10 group 1,2/2,5");
+        director.ip("route add 192.0.2.0/24 nhid 10");
+        until(&netlink, &mut events, |kernel| paths(kernel) == [(gateways[0], 2), (gateways[1], 5)]).await;
+        director.ip("nexthop replace id 10 group 2");
+        until(&netlink, &mut events, |kernel| paths(kernel) == [(gateways[1], 1)]).await;
     });
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use shunt_engine::Instant;
 
-use crate::neigh::HopId;
+use crate::route::Hops;
 use crate::service::ServiceId;
 
 /// The stable number of a server with the generation of the slot: a connection keeps both, and a server removed and
@@ -79,8 +79,8 @@ pub struct Server {
     pub weight: u32,
     /// When the connections it still has are reset; `None` for never. No new one is opened on it from then on.
     pub drain_at: Option<Instant>,
-    /// Next hop towards [`Self::address`]; `None` without a route.
-    pub hop: Option<HopId>,
+    /// Next hops towards [`Self::address`]; `None` without a route.
+    pub hop: Option<Hops>,
 }
 
 impl Server {

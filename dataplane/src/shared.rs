@@ -5,7 +5,9 @@ use shunt_engine::counters::Published;
 use shunt_engine::{Duration, Instant, WorkerId};
 
 use crate::classify::{FragmentKey, Role};
+use crate::conn::Conn;
 use crate::counters::{self, ServerField};
+use crate::hash::KeyedHash;
 use crate::home::Home;
 use crate::pipeline::Config;
 use crate::scheduler::{Load, SchedulerState};
@@ -18,6 +20,7 @@ use crate::tuple::{Address, Tuple};
 pub struct Shared {
     pub(crate) worker: WorkerId,
     home: Home,
+    paths: KeyedHash,
     pub(crate) schedulers: SchedulerState,
     pub(crate) originated: Originated,
     peers: Vec<Published>,
@@ -36,6 +39,7 @@ impl Shared {
         Self {
             worker: config.worker,
             home: Home::new(config.workers, config.secret),
+            paths: KeyedHash::new(config.secret, PATHS),
             schedulers: SchedulerState::new(services, servers, config.secret[0]).for_worker(config.worker),
             originated: Originated::default(),
             peers: Vec::new(),
@@ -56,6 +60,11 @@ impl Shared {
             Role::LocalReply => self.home.of_local_port(tuple.dst.port),
             Role::ServerReply => self.home.of_client(tuple.dst, tuple.protocol),
         }
+    }
+
+    /// What says which of several next hops a flow takes (see [`crate::route::Hops::of`]).
+    pub(crate) fn path_of<A: Address>(&self, conn: &Conn<A>) -> u64 {
+        self.paths.tuple(&conn.request())
     }
 
     /// The worker on which the fragments of a packet meet.
@@ -80,3 +89,6 @@ impl Shared {
         }
     }
 }
+
+/// Purpose of the hash; the connection table and homes have their own.
+const PATHS: u64 = 8;

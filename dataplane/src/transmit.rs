@@ -41,7 +41,7 @@ pub fn request<A: Ip>(
     frame: &mut Frame,
 ) -> Decision {
     learn_client(conn, cx, frame);
-    let link = match to_server(cx, server) {
+    let link = match to_server(cx, conn, server) {
         Ok(link) => link,
         Err(reason) => return Decision::Drop(reason),
     };
@@ -193,7 +193,7 @@ pub fn icmp_to_server<A: Ip>(
     meta: &Meta,
     frame: &mut Frame,
 ) -> Decision {
-    let link = match to_server(cx, server) {
+    let link = match to_server(cx, conn, server) {
         Ok(link) => link,
         Err(reason) => return Decision::Drop(reason),
     };
@@ -290,7 +290,7 @@ pub(crate) fn tell_server<A: Ip>(
     server: &Server,
     segment: Bare,
 ) -> bool {
-    let Ok(link) = to_server(cx, server) else { return false };
+    let Ok(link) = to_server(cx, conn, server) else { return false };
     let target = if conn.mode().sees_replies() { conn.server } else { conn.vip };
     let tunnel = (conn.mode() == Mode::Tun).then(|| tunnel_ends(&link, conn));
     tell(cx, &link, tunnel, |out| segment.write(out, conn.peer, target))
@@ -404,15 +404,20 @@ fn learn_client<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>, frame: &Frame) 
 fn refresh_route<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
     let generation = cx.snapshot.routes_generation() as u16;
     if conn.routes != generation || conn.client_hop == Conn::<A>::NO_HOP {
-        let hop = cx.snapshot.route(conn.client.address.to_ip());
-        conn.client_hop = hop.map_or(Conn::<A>::NO_HOP, |HopId(id)| id);
+        let hops = cx.snapshot.hops(conn.client.address.to_ip());
+        conn.client_hop = hops.map_or(Conn::<A>::NO_HOP, |hops| hops.of(|| cx.shared.path_of(conn)).0);
         conn.routes = generation;
     }
 }
 
 #[inline]
-fn to_server<'a>(cx: &Context<'a, '_>, server: &Server) -> Result<Link<'a>, DropReason> {
-    let hop = server.hop.and_then(|id| cx.snapshot.hop(id)).ok_or(DropReason::NoRoute)?;
+fn to_server<'a, A: Ip>(
+    cx: &Context<'a, '_>,
+    conn: &Conn<A>,
+    server: &Server,
+) -> Result<Link<'a>, DropReason> {
+    let hops = server.hop.as_ref().ok_or(DropReason::NoRoute)?;
+    let hop = cx.snapshot.hop(hops.of(|| cx.shared.path_of(conn))).ok_or(DropReason::NoRoute)?;
     let destination = hop.destination.ok_or(DropReason::NoNeighbour)?;
     Ok(Link { hop, destination })
 }

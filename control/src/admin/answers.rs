@@ -58,7 +58,8 @@ impl Daemon {
             ServerPort::Mapped(port) => SocketAddr::new(typed.address, port).to_string(),
         };
         let snapshot = self.publisher.current();
-        let hop = id.and_then(|id| snapshot.server(id)?.hop).and_then(|hop| snapshot.hop(hop));
+        let hops = id.and_then(|id| snapshot.server(id)?.hop.as_ref());
+        let hop = hops.and_then(|hops| snapshot.hop(hops.first()));
         Server {
             name: typed.name.clone(),
             address,

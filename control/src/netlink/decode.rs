@@ -9,12 +9,13 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHopFlags, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
+    RouteType,
 };
 use shunt_engine::port::MacAddr;
 use shunt_engine::steer::Prefix;
 
-use crate::kernel::{Address, Link, Neighbour, Route, Way};
+use crate::kernel::{Address, Link, Neighbour, Path, Route, Way};
 
 fn mac(bytes: &[u8]) -> Option<MacAddr> {
     bytes.try_into().ok().map(MacAddr)
@@ -89,31 +90,46 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
             _ => {}
         }
     }
-    let way = match message.header.kind {
-        RouteType::Unicast => way(&message.attributes)?,
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => Way::Nowhere,
+    let paths = match message.header.kind {
+        RouteType::Unicast => paths(message),
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => vec![Way::Nowhere.into()],
         _ => return None,
     };
+    if paths.is_empty() {
+        return None;
+    }
     let prefix = Prefix::new(destination, message.header.destination_prefix_length)?;
-    Some(Route { prefix, metric, way, mtu })
+    Some(Route { prefix, metric, paths, mtu })
 }
 
-/// Where a unicast route leads. Of several paths the first that is alive is taken.
-fn way(attributes: &[RouteAttribute]) -> Option<Way> {
+/// Where a unicast route leads: the ways that are alive. A route by a nexthop object shows them too, as long as
+/// net.ipv4.nexthop_compat_mode is 1, the kernel's default.
+fn paths(message: &RouteMessage) -> Vec<Path> {
+    let several = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
     let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
-    let (mut link, mut gateway) = (None, None);
+    match several {
+        None => way(None, &message.attributes).map(Path::from).into_iter().collect(),
+        Some(hops) => {
+            let alive = hops.iter().filter(|hop| !hop.flags.intersects(dead));
+            let path = |hop: &RouteNextHop| {
+                let way = way(Some(hop.interface_index), &hop.attributes)?;
+                // struct rtnexthop counts weights from 0.
+                Some(Path { way, weight: u32::from(hop.hops) + 1 })
+            };
+            alive.filter_map(path).collect()
+        }
+    }
+}
+
+fn way(mut link: Option<u32>, attributes: &[RouteAttribute]) -> Option<Way> {
+    let mut gateway = None;
     for attribute in attributes {
         match attribute {
             RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            RouteAttribute::MultiPath(hops) => {
-                let alive = hops.iter().find(|hop| !hop.flags.intersects(dead))?;
-                let through = alive.attributes.iter().find_map(|attribute| match attribute {
-                    RouteAttribute::Gateway(address) => ip(address),
-                    _ => None,
-                });
-                (link, gateway) = (Some(alive.interface_index), through);
-            }
+            RouteAttribute::Gateway(address) => gateway = Some(ip(address)?),
             _ => {}
         }
     }

@@ -7,11 +7,13 @@
 
 mod capture;
 mod concurrent;
+mod connections;
 mod crash;
 mod daemon;
 mod director_service;
 mod downloads;
 mod drain;
+mod ecmp;
 mod guest;
 mod ipv6;
 mod lab;
@@ -21,6 +23,7 @@ mod neighbour;
 mod offloads;
 mod path_mtu;
 mod port_reuse;
+mod prefix;
 mod reload;
 mod stop;
 mod traceroute;

@@ -8,7 +8,7 @@ use shunt_engine::steer::Prefix;
 
 use super::{PortInfo, Snapshot};
 use crate::neigh::{HopId, NextHop};
-use crate::route::Routes;
+use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
 use crate::service::{Service, ServiceId, ServiceIndex};
@@ -17,7 +17,7 @@ use crate::service::{Service, ServiceId, ServiceIndex};
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     snapshot: Snapshot,
-    routes: Vec<(Prefix, HopId)>,
+    routes: Vec<(Prefix, Hops)>,
     before: Vec<Option<Pools>>,
     own: BTreeSet<IpAddr>,
 }
@@ -49,8 +49,8 @@ impl Builder {
     }
 
     /// Adds a route. Of two with the same prefix the first added wins.
-    pub fn route(&mut self, prefix: Prefix, hop: HopId) -> &mut Self {
-        self.routes.push((prefix, hop));
+    pub fn route(&mut self, prefix: Prefix, hops: impl Into<Hops>) -> &mut Self {
+        self.routes.push((prefix, hops.into()));
         self
     }
 
@@ -110,7 +110,7 @@ impl Builder {
         snapshot.drains = snapshot.servers().filter_map(|server| server.drain_at).collect();
         snapshot.drains.sort_unstable();
         for server in snapshot.servers.iter_mut().flatten() {
-            server.hop = snapshot.routes.lookup(server.address);
+            server.hop = snapshot.routes.lookup(server.address).cloned();
         }
         snapshot
     }

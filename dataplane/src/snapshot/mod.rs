@@ -14,7 +14,7 @@ pub use builder::Builder;
 pub use endpoints::Endpoints;
 
 use crate::neigh::{HopId, NextHop};
-use crate::route::Routes;
+use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
 use crate::server::{Server, ServerId};
 use crate::service::{Service, ServiceId, ServiceIndex};
@@ -122,9 +122,14 @@ impl Snapshot {
         self.hops.get(usize::from(id.0))?.as_ref()
     }
 
-    /// The next hop towards `address`.
-    pub fn route(&self, address: IpAddr) -> Option<HopId> {
+    /// The next hops towards `address`, over which flows are spread.
+    pub fn hops(&self, address: IpAddr) -> Option<&Hops> {
         self.routes.lookup(address)
+    }
+
+    /// A next hop towards `address`, where any will do.
+    pub fn route(&self, address: IpAddr) -> Option<HopId> {
+        self.hops(address).map(Hops::first)
     }
 
     /// Changes when, and only when, the routes do.
