@@ -96,9 +96,9 @@ fn ipv6_routes_lead_to_link_local_gateways_too() {
         let kernel = Netlink::open().unwrap().read().await.unwrap();
         let link = kernel.link_named("d0").unwrap().index;
         assert!(kernel.has_address(ip("fd00::1")));
-        assert_eq!(kernel.route_to(ip("fd00::11")).unwrap().way, Way::Attached(link));
+        assert_eq!(kernel.route_to(ip("fd00::11")).unwrap().way(), Way::Attached(link));
         assert_eq!(kernel.next_station(ip("2001:db8:64::7")), Some((link, ip("fe80::11"))));
-        assert_eq!(kernel.route_to(ip("2001:db8:66::1")).unwrap().way, Way::Nowhere);
+        assert_eq!(kernel.route_to(ip("2001:db8:66::1")).unwrap().way(), Way::Nowhere);
         let far = kernel.route_to(ip("2001:db8:9::1")).unwrap();
         assert_eq!((far.metric, far.mtu), (7, Some(1400)));
     });

@@ -13,6 +13,7 @@ use shunt_dataplane::conn::{Conn, Timeouts};
 use shunt_dataplane::counters::{self, Event, ServerField};
 use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
+use shunt_dataplane::route::Hops;
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
 use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
@@ -63,6 +64,8 @@ pub(crate) struct World {
     pub(crate) clients_routed: bool,
     /// Whether every address is the IPv6 one that [`six`] makes of it.
     pub(crate) ipv6: bool,
+    /// Which of two ways there are to clients and to servers, if they are behind such; see [`way_mac`].
+    pub(crate) ways: &'static [u8],
     /// Buffers per worker.
     pub(crate) chunks: u32,
 }
@@ -78,6 +81,7 @@ impl Default for World {
             other_modes: false,
             clients_routed: false,
             ipv6: false,
+            ways: &[],
             chunks: 512,
         }
     }
@@ -129,6 +133,11 @@ pub(crate) fn server_mac(slot: usize) -> MacAddr {
     MacAddr([2, 0, 0, 0, 2, slot as u8])
 }
 
+/// The router on one of two ways.
+pub(crate) fn way_mac(way: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 3, way])
+}
+
 /// The address of the same station in a world of IPv6.
 pub(crate) fn six(address: V4) -> V6 {
     V6([0x2001_0db8, 0, 0, address.0])
@@ -172,6 +181,19 @@ impl World {
             let len = if self.ipv6 { 96 + len } else { len };
             Prefix::new(self.ip(address), len).unwrap()
         };
+        if !self.ways.is_empty() {
+            let number = |port: PortId, way: u8| HopId(100 + 10 * u16::from(port.0) + u16::from(way));
+            let hops = |port| -> Hops { self.ways.iter().map(|&way| (number(port, way), 1)).collect() };
+            for port in [CLIENTS, SERVERS] {
+                for &way in self.ways {
+                    builder.hop(number(port, way), hop(port, Some(way_mac(way))));
+                }
+            }
+            builder.route(prefix(V4(0xc633_6400), 24), hops(CLIENTS));
+            (0..SLOTS).for_each(|slot| {
+                builder.route(Prefix::host(self.ip(server_address(slot))), hops(SERVERS));
+            });
+        }
         let clients = HopId(u16::from(self.clients_routed));
         builder.hop(HopId(0), hop(CLIENTS, None)).route(prefix(V4(0xc633_6400), 24), clients);
         builder.hop(HopId(1), hop(CLIENTS, Some(ROUTER_MAC))).route(prefix(V4(0), 0), HopId(1));
@@ -184,7 +206,8 @@ impl World {
             let (service, servers) = self.service(mode, protocol);
             builder.service(service, servers);
         }
-        builder.routes_generation(u32::from(self.clients_routed));
+        let ways: u32 = self.ways.iter().map(|way| 2 << way).sum();
+        builder.routes_generation(u32::from(self.clients_routed) + ways);
         builder.build()
     }
 

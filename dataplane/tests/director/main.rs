@@ -2,6 +2,7 @@
 //! real pipelines without threads, frames handed on by the test ([`lab`]), whole packets compared ([`packets`]).
 #![allow(clippy::unwrap_used)]
 
+mod ecmp;
 mod fragments;
 mod icmp;
 mod ipv6;
