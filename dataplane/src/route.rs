@@ -69,7 +69,9 @@ impl Hops {
 /// wins as often as its weight says.
 fn rendezvous(hops: &[(HopId, u32)], flow: u64) -> HopId {
     let lot = |&(hop, weight): &(HopId, u32)| {
-        let drawn = mix(flow ^ SALT, (u64::from(hop.0) + 1).wrapping_mul(SPREAD));
+        // Twice: after one round the lots of two hops still resemble each other.
+        let station = (u64::from(hop.0) + 1).wrapping_mul(SPREAD);
+        let drawn = mix(mix(flow ^ SALT, station ^ SALT) ^ station, SPREAD);
         // 53 bits, and never 0.
         let uniform = ((drawn >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
         (-uniform.ln() / f64::from(weight.max(1)), hop)
@@ -130,7 +132,7 @@ mod tests {
 
     /// What the keyed hash of a flow looks like.
     fn flows() -> impl Iterator<Item = u64> {
-        (0..100_000_u64).map(|flow| mix(flow + 1, 0x1319_8a2e_0370_7345))
+        (0..100_000_u64).map(|flow| mix(mix(flow + 1, 0x1319_8a2e_0370_7345) ^ SPREAD, SALT))
     }
 
     fn several(hops: &[(u16, u32)]) -> Hops {
