@@ -2,7 +2,8 @@
 //! in memory.
 //!
 //! Read in this order: [`director`] (what is configured), [`wire`] (where frames come from and go), [`rig`] (the loop
-//! between them), [`connections`] (how flows are opened), [`pipeline`] (what is measured), [`table`] (the connection table alone), [`report`] (what is said).
+//! between them), [`connections`] (how flows are opened), [`pipeline`] (what is measured), [`table`] (the connection table alone),
+//! [`schedule`] (schedulers alone), [`report`] (what is said).
 
 pub mod alloc;
 pub mod baseline;
@@ -12,5 +13,6 @@ pub mod machine;
 pub mod pipeline;
 pub mod report;
 pub mod rig;
+pub mod schedule;
 pub mod table;
 pub mod wire;

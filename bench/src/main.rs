@@ -4,7 +4,8 @@ use clap::{Args, Parser, Subcommand};
 use shunt_bench::machine::Machine;
 use shunt_bench::pipeline::{Effort, measure};
 use shunt_bench::report::{self, Report, TableReport};
-use shunt_bench::table;
+use shunt_bench::{schedule, table};
+use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 
 /// Benchmarks of shunt's packet path.
@@ -21,6 +22,25 @@ enum Command {
     Pipeline(Pipeline),
     /// Memory per connection, and what finding, adding and removing one costs, beside hashbrown in the same run.
     Table(Table),
+    /// CPU time per pick of each scheduler, beside taking one server after the other in the same run.
+    Schedule(Schedule),
+}
+
+#[derive(Debug, Args)]
+struct Schedule {
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Numbers of servers, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "10,100,1000",
+        value_parser = clap::value_parser!(u32).range(1..=4096))]
+    servers: Vec<u32>,
+    /// Picks per round.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    picks: u32,
+    /// Rounds, scheduler and baseline in turns; the best counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +92,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Pipeline(arguments) => pipeline(arguments),
         Command::Table(arguments) => table(arguments),
+        Command::Schedule(arguments) => schedule(arguments),
     }
 }
 
@@ -120,6 +141,27 @@ fn pipeline(arguments: Pipeline) -> anyhow::Result<()> {
     }
     if json {
         println!("{}", serde_json::to_string(&Report { machine, runs })?);
+    }
+    Ok(())
+}
+
+fn schedule(arguments: Schedule) -> anyhow::Result<()> {
+    let machine = Machine::prepare();
+    let mut runs = Vec::new();
+    if !arguments.json {
+        println!("{}", schedule::head());
+    }
+    for kind in SchedulerKind::ALL {
+        for &servers in &arguments.servers {
+            let run = schedule::measure(kind, servers, arguments.picks, arguments.rounds)?;
+            if !arguments.json {
+                println!("{}", schedule::row(&run));
+            }
+            runs.push(run);
+        }
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string(&schedule::Report { machine, runs })?);
     }
     Ok(())
 }

@@ -104,7 +104,8 @@ impl Program for Pipeline {
         if self.snapshot.refresh() {
             // What an older tenant of a slot left is not the newer one's, also before its first connection here.
             self.snapshot.get().servers().for_each(|server| _ = self.counters.tenant(server.id));
-            self.shared.schedulers.prepare(self.snapshot.get());
+            let services = self.snapshot.get().services();
+            self.shared.schedulers.prepare(services.map(|service| service.scheduler.kind));
             self.publication.request(&self.counters);
             self.v4.flows.sweep.restart();
             self.v6.flows.sweep.restart();

@@ -7,8 +7,7 @@ use super::pool::{Candidate, Pool};
 use super::{Request, SchedulerKind, dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, sh, twos, wlc, wrr};
 use crate::hash;
 use crate::server::ServerId;
-use crate::service::{Service, ServiceId};
-use crate::snapshot::Snapshot;
+use crate::service::ServiceId;
 
 /// Live connections of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,11 +86,9 @@ impl SchedulerState {
         Self { worker, ..self }
     }
 
-    /// Takes the memory that the services of `snapshot` need and older ones did not.
-    pub fn prepare(&mut self, snapshot: &Snapshot) {
-        let remembers =
-            |service: &Service| matches!(service.scheduler.kind, SchedulerKind::Lblc | SchedulerKind::Lblcr);
-        if snapshot.services().any(remembers) {
+    /// Takes the memory that schedulers of these `kinds` need, unless it has been taken before.
+    pub fn prepare(&mut self, mut kinds: impl Iterator<Item = SchedulerKind>) {
+        if kinds.any(|kind| matches!(kind, SchedulerKind::Lblc | SchedulerKind::Lblcr)) {
             self.destinations.allocate();
         }
     }

@@ -60,6 +60,46 @@ mod tests {
         assert_eq!(pick(&mut state, &all), Some(1));
     }
 
+    /// Four workers see each other's connections as of at most 4 ms ago; 50 connections come in every millisecond and live
+    /// 400 on average.
+    #[test]
+    fn four_workers_keep_four_equal_servers_within_five_per_cent() {
+        const SERVERS: u32 = 4;
+        let pool = pool(WLC, &[1; 4]);
+        let mut workers: Vec<_> = (0..4).map(|seed| SchedulerState::new(1, 4, seed)).collect();
+        let mut ending: Vec<Vec<(usize, u32)>> = vec![Vec::new(); 2200];
+        let mut random =
+            (0u64..).map(|number| crate::hash::mix(number ^ 0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03));
+        let mut draw = |below: u64| (random.next().unwrap() % below) as usize;
+        for now in 0..1500 {
+            for (worker, slot) in std::mem::take(&mut ending[now]) {
+                workers[worker].closed(id(slot), true);
+            }
+            for _ in 0..50 {
+                let worker = draw(4);
+                let slot = pick(&mut workers[worker], &pool).unwrap();
+                workers[worker].opened(id(slot), true);
+                ending[now + 200 + draw(400)].push((worker, slot));
+            }
+            let own: Vec<Vec<u32>> = workers
+                .iter()
+                .map(|worker| (0..SERVERS).map(|slot| worker.own(id(slot)).active).collect())
+                .collect();
+            let totals: Vec<u32> = (0..4).map(|slot| own.iter().map(|own| own[slot]).sum()).collect();
+            if now % 4 == 3 {
+                for (worker, own) in workers.iter_mut().zip(&own) {
+                    for slot in 0..SERVERS {
+                        let active = totals[slot as usize] - own[slot as usize];
+                        worker.set_others(id(slot), Load { active, inactive: 0 });
+                    }
+                }
+            }
+            let mean = f64::from(totals.iter().sum::<u32>()) / 4.0;
+            let is_near = |&total: &u32| (f64::from(total) - mean).abs() <= mean * 0.05;
+            assert!(now < 600 || totals.iter().all(is_near), "{totals:?} at {now} ms");
+        }
+    }
+
     proptest! {
         #[test]
         fn nobody_is_cheaper_than_the_picked(
