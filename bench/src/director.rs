@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::Timeouts;
 use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
 use shunt_engine::port::MacAddr;
@@ -59,7 +60,7 @@ pub fn pipeline(modes: &[Mode], capacity: u32) -> std::io::Result<Pipeline> {
         max_services: modes.len() as u32,
         max_servers: modes.len() as u32 * u32::from(SERVERS),
     };
-    Pipeline::new(config, readers.remove(0))
+    Pipeline::new(config, Agreed::new(64, config.max_servers, config.secret), readers.remove(0))
 }
 
 fn snapshot(modes: &[Mode]) -> Snapshot {
@@ -93,6 +94,9 @@ fn service(number: usize, mode: Mode) -> Service {
             .collect(),
         out_of_state: OutOfState::Reset,
         timeouts: Timeouts::default(),
+        persistence: None,
+        one_packet: false,
+        server_gone: ServerGone::Reset,
     }
 }
 
@@ -105,6 +109,8 @@ fn server(number: usize, mode: Mode, index: u8) -> Server {
         mode,
         weight: 1,
         drain_at: None,
+        down: false,
+        thresholds: None,
         hop: None,
     }
 }

@@ -219,6 +219,8 @@ fn servers(typed: &config::Service, numbers: &Numbers) -> (Vec<Server>, Vec<Serv
         mode: server.mode,
         weight: server.weight,
         drain_at: drain::deadline(server),
+        down: false,
+        thresholds: server.thresholds,
         hop: None,
     };
     let left_out = |server: &&config::Server| server.draining.is_some_and(|draining| draining.left_out);
@@ -242,6 +244,9 @@ fn service(typed: &config::Service, numbers: &Numbers) -> Service {
         locals: typed.local.iter().map(local).collect(),
         out_of_state: typed.out_of_state,
         timeouts: typed.timeouts,
+        persistence: typed.persistence,
+        one_packet: typed.one_packet,
+        server_gone: typed.server_gone,
     }
 }
 

@@ -5,10 +5,13 @@
 //! (addresses); at the end the other way round.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::pipeline::{self, Pipeline};
 use shunt_dataplane::snapshot::{PortInfo, Snapshot};
+use shunt_dataplane::thresholds::Occupancy;
 use shunt_engine::clock::Clock;
 use shunt_engine::counters::Published;
 use shunt_engine::lcore::Workers;
@@ -109,6 +112,7 @@ pub struct Daemon {
     pub(crate) workers: Workers<Pipeline>,
     pub(crate) counters: Vec<Published>,
     pub(crate) dumps: Dumps,
+    pub(crate) occupancy: Arc<Occupancy>,
     pub(crate) publisher: Publisher<Snapshot>,
     pub(crate) numbers: Numbers,
     /// What guard and steering hold.
@@ -210,7 +214,7 @@ impl Daemon {
         let mut numbers = Numbers::default();
         let snapshot = compile(&config, &kernel, &ports, &mut numbers, &Snapshot::default())?;
         let (publisher, readers) = publish::channel(snapshot, workers);
-        let mut pipelines = pipelines(&config, readers)?;
+        let (mut pipelines, agreed) = pipelines(&config, readers)?;
         let inquiries = pipelines.iter_mut().map(Pipeline::inquiries).collect();
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
@@ -234,6 +238,7 @@ impl Daemon {
             workers,
             counters,
             dumps,
+            occupancy: agreed.occupancy,
             publisher,
             numbers,
             rules,
@@ -404,22 +409,27 @@ fn open_punt(devices: &[Box<dyn Port>]) -> Result<Option<Punt>, RunError> {
     }
 }
 
-fn pipelines(config: &Config, readers: Vec<publish::Reader<Snapshot>>) -> Result<Vec<Pipeline>, RunError> {
+fn pipelines(
+    config: &Config,
+    readers: Vec<publish::Reader<Snapshot>>,
+) -> Result<(Vec<Pipeline>, Agreed), RunError> {
     let mut secret = [0; 16];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| resources("get random bytes")(errno.into()))?;
     let secret = u128::from_ne_bytes(secret);
+    let secret = [(secret >> 64) as u64, secret as u64];
     let engine = &config.engine;
+    let agreed = Agreed::new(engine.max_templates, SERVERS_MAX as u32, secret);
     let pipeline = |(number, reader)| {
         let config = pipeline::Config {
             worker: WorkerId(number),
             workers: engine.workers,
-            secret: [(secret >> 64) as u64, secret as u64],
+            secret,
             max_connections: engine.max_connections.div_ceil(engine.workers.into()),
             max_services: SERVICES_MAX as u32,
             max_servers: SERVERS_MAX as u32,
         };
-        Pipeline::new(config, reader).map_err(resources("allocate the connection table"))
+        Pipeline::new(config, agreed.clone(), reader).map_err(resources("allocate the connection table"))
     };
     let mut pipelines = (0..).zip(readers).map(pipeline).collect::<Result<Vec<_>, _>>()?;
     let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
@@ -427,5 +437,5 @@ fn pipelines(config: &Config, readers: Vec<publish::Reader<Snapshot>>) -> Result
         let others = counters.iter().enumerate().filter(|(other, _)| *other != own);
         pipeline.set_peers(others.map(|(_, counters)| counters.clone()).collect());
     }
-    Ok(pipelines)
+    Ok((pipelines, agreed))
 }

@@ -13,12 +13,13 @@ use shunt_control::admin::connections::{Access, Dumps};
 use shunt_control::admin::server::{ASKS_MAX, serve};
 use shunt_control::admin::socket::claim;
 use shunt_control::admin::view::Connection;
+use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::Timeouts;
 use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Listen, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
 use shunt_dataplane::wire::builder::PacketBuilder;
@@ -69,6 +70,8 @@ fn snapshot() -> Snapshot {
         weight: 1,
         hop: None,
         drain_at: None,
+        down: false,
+        thresholds: None,
     };
     let servers = vec![server(0), server(1)];
     let service = Service {
@@ -80,6 +83,9 @@ fn snapshot() -> Snapshot {
         locals: Vec::new(),
         out_of_state: OutOfState::Drop,
         timeouts: Timeouts::default(),
+        persistence: None,
+        one_packet: false,
+        server_gone: ServerGone::Reset,
     };
     builder.service(service, servers);
     builder.build()
@@ -130,7 +136,9 @@ impl Director {
             max_services: 4,
             max_servers: 4,
         };
-        let mut pipeline = Pipeline::new(config, readers.remove(0)).unwrap();
+        let mut pipeline =
+            Pipeline::new(config, Agreed::new(64, config.max_servers, config.secret), readers.remove(0))
+                .unwrap();
         let inquiries = vec![pipeline.inquiries()];
         fill(&mut pipeline, &clock);
         let worker = Worker::new(Setup {

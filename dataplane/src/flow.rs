@@ -2,6 +2,7 @@
 
 use shunt_engine::{Emit, Frame, Instant, Origin};
 
+use crate::choose::{Choice, choose};
 use crate::classify::{Fragmentation, Meta, Packet, Role};
 use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
 use crate::counters::{Event, ServerField, WorkerCounters};
@@ -9,10 +10,10 @@ use crate::drain::Sweep;
 use crate::icmp::{Quoted, Tunnelled};
 use crate::ip::Ip;
 use crate::laddr::LocalPorts;
+use crate::persist::{Held, Template};
 use crate::pipeline::Config;
-use crate::scheduler::{Request, SchedulerState};
 use crate::server::{Mode, Server};
-use crate::service::{OutOfState, Service};
+use crate::service::{OutOfState, ServerGone, Service};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::transmit;
@@ -88,6 +89,7 @@ pub struct Flows<A> {
     pub(crate) local_ports: LocalPorts,
     pub(crate) hand: Hand,
     pub(crate) sweep: Sweep,
+    pub(crate) held: Held,
     next_expiry: Ticks,
 }
 
@@ -98,6 +100,7 @@ impl<A: Ip> Flows<A> {
     pub(crate) fn new(config: Config) -> std::io::Result<Self> {
         Ok(Self {
             table: Table::new(config.max_connections as usize, config.secret)?,
+            held: Held::new(config.max_connections as usize)?,
             local_ports: LocalPorts::new(config.worker, config.workers, config.seed()),
             hand: Hand::default(),
             sweep: Sweep::default(),
@@ -160,7 +163,8 @@ impl<A: Ip> Flows<A> {
         if conn.flags.has(ConnFlags::MOVED | ConnFlags::PARKED | ConnFlags::DRAINED) {
             return self.unusual(cx, hit, packet, frame);
         }
-        let Some(server) = cx.snapshot.server(conn.server_id) else {
+        let server = cx.snapshot.server(conn.server_id).filter(|server| !leaves(conn, hit.direction, server));
+        let Some(server) = server else {
             self.close(cx, hit.id);
             return self.server_gone(cx, packet, frame);
         };
@@ -239,15 +243,25 @@ impl<A: Ip> Flows<A> {
         }
     }
 
-    /// The connection's server has left the configuration: a packet that can open a connection opens one.
+    /// The connection's server has left the configuration: a packet that can open a connection opens one, and any may
+    /// where the service says so.
     fn server_gone(&mut self, cx: &mut Context<'_, '_>, packet: &Packet<A>, frame: &mut Frame) -> Decision {
-        let policy = match packet.role {
-            Role::Request(_) if packet.opens() => return self.unknown(cx, packet, frame),
-            Role::Request(id) => {
-                cx.snapshot.service(id).map_or(OutOfState::Drop, |service| service.out_of_state)
+        let service = match packet.role {
+            Role::Request(id) => cx.snapshot.service(id),
+            Role::LocalReply | Role::ServerReply => None,
+        };
+        let may_open =
+            packet.meta.tcp_flags & flags::RST == 0 && packet.meta.fragment != Fragmentation::Later;
+        let policy = match (service, packet.role) {
+            (Some(service), _)
+                if packet.opens() || service.server_gone == ServerGone::Reschedule && may_open =>
+            {
+                cx.counters.event(Event::ConnectionsRescheduled);
+                return self.open(cx, service, packet, frame);
             }
-            Role::LocalReply => OutOfState::Reset,
-            Role::ServerReply => OutOfState::Drop,
+            (Some(service), _) if service.server_gone == ServerGone::Reset => OutOfState::Reset,
+            (None, Role::LocalReply) => OutOfState::Reset,
+            (Some(_), _) | (None, Role::Request(_) | Role::ServerReply) => OutOfState::Drop,
         };
         self.refuse(cx, policy, DropReason::ServerGone, packet, frame)
     }
@@ -280,21 +294,31 @@ impl<A: Ip> Flows<A> {
         if !may_be_client(packet.tuple.src.address, cx.snapshot) {
             return Decision::Drop(DropReason::BadSource);
         }
-        let request = Request::new(&packet.tuple, cx.now);
-        let pools = cx.snapshot.pools(service.id);
-        let picked = pools.and_then(|pools| cx.shared.schedulers.pick(service.id, pools.of::<A>(), &request));
-        let Some(server) = picked.and_then(|id| cx.snapshot.server(id)) else {
+        let Some(choice) = choose(cx, service, &packet.tuple) else {
             transmit::unreachable::<A>(cx, &packet.meta, frame);
             return Decision::Drop(DropReason::NoServer);
         };
-        let conn = match self.new_conn(cx, service, server, &packet.tuple) {
-            Ok(conn) => conn,
-            Err(reason) => return Decision::Drop(reason),
+        let server = choice.server;
+        let opened = match self.new_conn(cx, service, server, &packet.tuple) {
+            Ok(mut conn) if service.one_packet && packet.meta.fragment == Fragmentation::Whole => {
+                return alone(cx, &mut conn, service, choice, &packet.meta, frame);
+            }
+            Ok(mut conn) => {
+                conn.flags.set(ConnFlags::TEMPLATE, choice.template.is_some());
+                self.insert(cx, conn)
+            }
+            Err(reason) => Err(reason),
         };
-        let id = match self.insert(cx, conn) {
+        let id = match opened {
             Ok(id) => id,
-            Err(reason) => return Decision::Drop(reason),
+            Err(reason) => {
+                choice.give_back(cx);
+                return Decision::Drop(reason);
+            }
         };
+        if let Some(template) = choice.template {
+            self.held.hold(id, template);
+        }
         cx.counters.tenant(server.id);
         cx.counters.event(Event::ConnectionsOpened);
         cx.counters.server_add(server.id, ServerField::Connections, 1);
@@ -320,6 +344,8 @@ impl<A: Ip> Flows<A> {
             Protocol::Tcp => State::None,
             Protocol::Udp => State::Udp,
         };
+        // With one_packet a datagram in pieces has a connection, so that they stay together; it ends soon after.
+        let lasts_as = if service.one_packet { State::None } else { state };
         Ok(Conn {
             client: tuple.src,
             vip: tuple.dst,
@@ -327,7 +353,7 @@ impl<A: Ip> Flows<A> {
             peer,
             server_id: server.id,
             last_seen: cx.ticks,
-            timeout: service.timeouts.ticks(state),
+            timeout: service.timeouts.ticks(lasts_as),
             client_hop: Conn::<A>::NO_HOP,
             routes: 0,
             client_mac: [0; 6],
@@ -449,17 +475,18 @@ impl<A: Ip> Flows<A> {
     /// Removes a connection and its share of the server's load.
     pub(crate) fn close(&mut self, cx: &mut Context<'_, '_>, id: ConnId) {
         let conn = self.table.remove(id);
-        forget(&conn, cx.counters, &mut cx.shared.schedulers);
+        let template = self.held.template(id, &conn);
+        forget(&conn, template, cx.ticks, cx.snapshot, cx.counters, cx.shared);
     }
 
     /// Removes idle connections and resets drained ones, a bounded number of each.
     pub(crate) fn tick(&mut self, cx: &mut Context<'_, '_>) -> Tick {
         let mut removed = 0;
         if self.next_expiry <= cx.ticks {
-            let (counters, schedulers) = (&mut *cx.counters, &mut cx.shared.schedulers);
-            let done = self.table.expire(cx.ticks, Self::EXPIRE_BUDGET, |conn| {
-                counters.event(Event::ConnectionsExpired);
-                forget(conn, counters, schedulers);
+            let (held, now) = (&self.held, cx.ticks);
+            let done = self.table.expire(now, Self::EXPIRE_BUDGET, |id, conn| {
+                cx.counters.event(Event::ConnectionsExpired);
+                forget(conn, held.template(id, conn), now, cx.snapshot, cx.counters, cx.shared);
             });
             removed = done.removed;
             if done.visited < Self::EXPIRE_BUDGET {
@@ -474,14 +501,52 @@ impl<A: Ip> Flows<A> {
     }
 }
 
-/// Takes a connection that went off its server's load.
-fn forget<A: Ip>(conn: &Conn<A>, counters: &mut WorkerCounters, schedulers: &mut SchedulerState) {
+/// Takes a connection that went off its server's load, and lets its `template` go.
+fn forget<A: Ip>(
+    conn: &Conn<A>,
+    template: Option<Template>,
+    now: Ticks,
+    snapshot: &Snapshot,
+    counters: &mut WorkerCounters,
+    shared: &mut Shared,
+) {
     if conn.moved_to().is_none() {
         let active = conn.flags.has(ConnFlags::ACTIVE);
         let (counted, _) = load_fields(active);
         counters.server_sub(conn.server_id, counted, 1);
-        schedulers.closed(conn.server_id, active);
+        shared.schedulers.closed(conn.server_id, active);
+        shared.doors.leave(conn.server_id);
+        if let Some(template) = template {
+            let service = snapshot.server(conn.server_id).and_then(|server| snapshot.service(server.service));
+            let persistence = service.and_then(|service| service.persistence.as_ref());
+            let established = !State::from_number(conn.state).is_half_open();
+            shared.agreed.templates.release(template, established, persistence, now);
+        }
     }
+}
+
+/// Sends a datagram that is scheduled alone. Its `conn` lives no longer than this.
+fn alone<A: Ip>(
+    cx: &mut Context<'_, '_>,
+    conn: &mut Conn<A>,
+    service: &Service,
+    choice: Choice<'_>,
+    meta: &Meta,
+    frame: &mut Frame,
+) -> Decision {
+    if let Some(template) = choice.template {
+        cx.shared.agreed.templates.release(template, true, service.persistence.as_ref(), cx.ticks);
+    }
+    cx.counters.tenant(choice.server.id);
+    cx.counters.event(Event::DatagramsScheduled);
+    cx.counters.server_packet(choice.server.id, true, meta.l3_len().into());
+    transmit::request(cx, conn, choice.server, meta, frame)
+}
+
+/// Whether a connection leaves its server with this packet: UDP flows leave one that is found dead. A TCP connection
+/// stays, for the server may be back before its client gives up.
+fn leaves<A: Ip>(conn: &Conn<A>, direction: Direction, server: &Server) -> bool {
+    server.down && direction == Direction::Request && conn.protocol() == Protocol::Udp
 }
 
 /// Where a connection is counted, and where it is not.

@@ -5,6 +5,8 @@
 //! the next hop ([`route`], [`neigh`]) and has [`forward`] edit it. [`pipeline`] calls them in that order over a burst.
 //! [`snapshot`] is what control publishes; [`counters`] and [`verdict`] name everything that can happen.
 
+pub mod agreed;
+mod choose;
 pub mod classify;
 pub mod conn;
 pub mod counters;
@@ -20,6 +22,7 @@ pub mod icmp;
 pub mod ip;
 pub mod laddr;
 pub mod neigh;
+pub mod persist;
 pub mod pipeline;
 mod room;
 pub mod route;
@@ -29,6 +32,8 @@ pub mod service;
 pub mod shared;
 pub mod snapshot;
 mod stages;
+mod sync;
+pub mod thresholds;
 pub mod transmit;
 pub mod tuple;
 pub mod verdict;

@@ -7,6 +7,7 @@ use shunt_engine::program::Verdicts;
 use shunt_engine::publish::Reader;
 use shunt_engine::{BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, WorkerId};
 
+use crate::agreed::Agreed;
 use crate::classify::{Class, classify};
 use crate::conn::Ticks;
 use crate::counters::{self, Event, WorkerCounters};
@@ -57,16 +58,16 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// A worker's program over the snapshots that `snapshot` delivers.
+    /// A worker's program over the snapshots that `snapshot` delivers; `agreed` is the same for all workers.
     ///
     /// # Errors
     /// When the kernel has no memory for the tables.
-    pub fn new(config: Config, snapshot: Reader<Snapshot>) -> std::io::Result<Self> {
+    pub fn new(config: Config, agreed: Agreed, snapshot: Reader<Snapshot>) -> std::io::Result<Self> {
         Ok(Self {
             snapshot,
             v4: Stages::new(config)?,
             v6: Stages::new(config)?,
-            shared: Shared::new(config),
+            shared: Shared::new(config, agreed),
             counters: WorkerCounters::new(config.max_servers as usize),
             publication: Publication::default(),
             dumps: Dumps::default(),
@@ -106,6 +107,7 @@ impl Program for Pipeline {
             self.snapshot.get().servers().for_each(|server| _ = self.counters.tenant(server.id));
             let services = self.snapshot.get().services();
             self.shared.schedulers.prepare(services.map(|service| service.scheduler.kind));
+            self.shared.adopt(self.snapshot.get());
             self.publication.request(&self.counters);
             self.v4.flows.sweep.restart();
             self.v6.flows.sweep.restart();
@@ -228,7 +230,7 @@ mod tests {
     use crate::neigh::{HopId, NextHop};
     use crate::scheduler::SchedulerKind;
     use crate::server::{Mode, Server, ServerId};
-    use crate::service::{Listen, Local, OutOfState, Service, ServiceId};
+    use crate::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
     use crate::snapshot::{Builder, PortInfo};
     use crate::tuple::{Endpoint, Protocol, Tuple};
     use crate::verdict::DropReason;
@@ -269,6 +271,8 @@ mod tests {
             mode,
             weight: 1,
             drain_at: None,
+            down: false,
+            thresholds: None,
             hop: None,
         };
         let service = Service {
@@ -280,6 +284,9 @@ mod tests {
             locals: vec![Local { address: ip(LOCAL), ports: 1024..=2047 }],
             out_of_state: OutOfState::Reset,
             timeouts: Timeouts::default(),
+            persistence: None,
+            one_packet: false,
+            server_gone: ServerGone::Reset,
         };
         builder.service(service, vec![server]);
         builder.build()
@@ -303,7 +310,9 @@ mod tests {
                 max_servers: 1,
             };
             let pipelines = readers.into_iter().zip(0..);
-            let pipelines = pipelines.map(|(reader, worker)| Pipeline::new(config(worker), reader).unwrap());
+            let agreed = Agreed::new(64, 1, [1, 2]);
+            let pipelines = pipelines
+                .map(|(reader, worker)| Pipeline::new(config(worker), agreed.clone(), reader).unwrap());
             let pool = Mempool::single(PoolConfig { chunks: 8, ..PoolConfig::default() }).unwrap();
             Self { pipelines: pipelines.collect(), pool, now: Instant::from_nanos(1 << 40) }
         }

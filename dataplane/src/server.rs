@@ -6,6 +6,7 @@ use shunt_engine::Instant;
 
 use crate::route::Hops;
 use crate::service::ServiceId;
+use crate::thresholds::Thresholds;
 
 /// The stable number of a server with the generation of the slot: a connection keeps both, and a server removed and
 /// another put into its slot are told apart.
@@ -79,6 +80,10 @@ pub struct Server {
     pub weight: u32,
     /// When the connections it still has are reset; `None` for never. No new one is opened on it from then on.
     pub drain_at: Option<Instant>,
+    /// Found dead, not just drained: UDP flows leave it at once. Its weight is 0 then. Whoever checks servers sets this.
+    pub down: bool,
+    /// How many connections it may have; `None` for any number.
+    pub thresholds: Option<Thresholds>,
     /// Next hops towards [`Self::address`]; `None` without a route.
     pub hop: Option<Hops>,
 }

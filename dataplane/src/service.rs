@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use shunt_engine::steer::Prefix;
 
 use crate::conn::Timeouts;
+use crate::persist::Persistence;
 use crate::scheduler::Scheduler;
 use crate::tuple::{EndpointKey, KeyHasher, Protocol};
 
@@ -23,6 +24,18 @@ pub enum OutOfState {
     Drop,
     /// Schedule it as if it were the first: for schedulers that map a client to the same server anyway.
     Schedule,
+}
+
+/// What to do with a packet of a connection whose server is gone from the configuration. A packet that may open a
+/// connection (a SYN, any datagram) opens one in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerGone {
+    /// Answer with a TCP RST (rate-limited): the client knows at once.
+    Reset,
+    /// Schedule it as if it were the first: the new server may know what to do with it, or resets it.
+    Reschedule,
+    /// Drop it: the client hears nothing (LVS with expire_nodest_conn = 0).
+    Drop,
 }
 
 /// Addresses and ports a service answers on.
@@ -62,6 +75,12 @@ pub struct Service {
     pub out_of_state: OutOfState,
     /// State timeouts.
     pub timeouts: Timeouts,
+    /// How clients are remembered; `None`: they are not.
+    pub persistence: Option<Persistence>,
+    /// Every datagram is scheduled alone and leaves no connection behind (UDP, DR and TUN only).
+    pub one_packet: bool,
+    /// Packets of connections whose server is gone.
+    pub server_gone: ServerGone,
 }
 
 impl Service {
@@ -237,6 +256,9 @@ mod tests {
             locals: Vec::new(),
             out_of_state: OutOfState::Drop,
             timeouts: Timeouts::default(),
+            persistence: None,
+            one_packet: false,
+            server_gone: ServerGone::Drop,
         }
     }
 

@@ -4,6 +4,7 @@
 use shunt_engine::counters::Published;
 use shunt_engine::{Duration, Instant, WorkerId};
 
+use crate::agreed::Agreed;
 use crate::classify::{FragmentKey, Role};
 use crate::conn::Conn;
 use crate::counters::{self, ServerField};
@@ -12,6 +13,7 @@ use crate::home::Home;
 use crate::pipeline::Config;
 use crate::scheduler::{Load, SchedulerState};
 use crate::snapshot::Snapshot;
+use crate::thresholds::Doors;
 use crate::transmit::Originated;
 use crate::tuple::{Address, Tuple};
 
@@ -23,6 +25,8 @@ pub struct Shared {
     paths: KeyedHash,
     pub(crate) schedulers: SchedulerState,
     pub(crate) originated: Originated,
+    pub(crate) agreed: Agreed,
+    pub(crate) doors: Doors,
     peers: Vec<Published>,
     next_loads: Instant,
     /// The server slot whose load elsewhere is looked up next.
@@ -34,7 +38,7 @@ impl Shared {
     const LOADS_INTERVAL: Duration = Duration::from_millis(4);
     const LOADS_BUDGET: usize = 256;
 
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config, agreed: Agreed) -> Self {
         let (services, servers) = (config.max_services as usize, config.max_servers as usize);
         Self {
             worker: config.worker,
@@ -42,6 +46,8 @@ impl Shared {
             paths: KeyedHash::new(config.secret, PATHS),
             schedulers: SchedulerState::new(services, servers, config.secret[0]).for_worker(config.worker),
             originated: Originated::default(),
+            doors: Doors::new(agreed.occupancy.clone(), services),
+            agreed,
             peers: Vec::new(),
             next_loads: Instant::ZERO,
             loads_cursor: 0,
@@ -50,6 +56,11 @@ impl Shared {
 
     pub(crate) fn set_peers(&mut self, peers: Vec<Published>) {
         self.peers = peers;
+    }
+
+    /// A new snapshot is in force.
+    pub(crate) fn adopt(&mut self, snapshot: &Snapshot) {
+        self.doors.follow(snapshot.servers(), &mut self.schedulers);
     }
 
     /// The worker a flow lives on, by the packet's headers alone.

@@ -106,7 +106,7 @@ impl Model {
 
     fn expire(&mut self, budget: usize) {
         let mut gone = Vec::new();
-        let expired = self.table.expire(self.now, budget, |conn| gone.push(*conn));
+        let expired = self.table.expire(self.now, budget, |_, conn| gone.push(*conn));
         assert!(expired.visited <= budget && expired.removed == gone.len());
         for conn in gone {
             let place = self.live.iter().position(|(_, live)| live.request() == conn.request());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use shunt_bench::alloc;
+use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::counters;
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_dataplane::snapshot::Snapshot;
@@ -114,10 +115,12 @@ impl Workers {
         let (mut port, wire) = MemPort::open(config).unwrap();
         let clock = Clock::manual(Instant::from_nanos(1_000_000_000_000));
         let (publisher, readers) = publish::channel(world::snapshot(0), usize::from(WORKERS));
+        let first = world::config(0);
+        let agreed = Agreed::new(1024, first.max_servers, first.secret);
         let mut programs: Vec<_> = readers
             .into_iter()
             .zip(0..)
-            .map(|(r, id)| Pipeline::new(world::config(id), r).unwrap())
+            .map(|(r, id)| Pipeline::new(world::config(id), agreed.clone(), r).unwrap())
             .collect();
         let counts: Vec<_> = programs.iter().map(Pipeline::counters).collect();
         for (own, program) in programs.iter_mut().enumerate() {

@@ -7,7 +7,7 @@ use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::Config;
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
 use shunt_engine::port::MacAddr;
@@ -93,6 +93,8 @@ fn server(mode: Mode, protocol: Protocol, slot: u32, generation: u32) -> Server 
         mode,
         weight: 1 + (slot + generation) % 3,
         drain_at: None,
+        down: false,
+        thresholds: None,
         hop: None,
     }
 }
@@ -109,6 +111,9 @@ fn service(mode: Mode, protocol: Protocol) -> Service {
         locals: (0..locals).map(|n| Local { address: ip(0x0a00_0001 + n), ports: 1024..=65535 }).collect(),
         out_of_state: OutOfState::Reset,
         timeouts: Timeouts::default(),
+        persistence: None,
+        one_packet: false,
+        server_gone: ServerGone::Reset,
     }
 }
 

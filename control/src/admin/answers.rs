@@ -12,7 +12,10 @@ use shunt_engine::port::{PortCaps, RxStats, TxStats};
 use shunt_engine::report::{WorkerCounter, WorkerView};
 
 use super::connections::Access;
-use super::view::{Counter, Counters, Port, Queue, Server, Service, Status, Traffic, Worker, Workers};
+use super::view::{
+    Counter, Counters, Persistence, Port, Queue, Server, Service, Status, Thresholds, Traffic, Worker,
+    Workers,
+};
 use crate::config::{self, ServerPort};
 use crate::drain;
 use crate::state::server_key;
@@ -46,6 +49,12 @@ impl Daemon {
             listen: service.listen.iter().map(ToString::to_string).collect(),
             mode: service.mode.name().to_owned(),
             scheduler: config::describe_scheduler(&service.scheduler),
+            persistence: service.persistence.map(|persistence| Persistence {
+                timeout_ms: persistence.timeout.as_nanos() / 1_000_000,
+                mask_ipv4: persistence.mask_v4,
+                mask_ipv6: persistence.mask_v6,
+            }),
+            one_packet: service.one_packet,
             local: service.local.iter().map(|local| local.address.to_string()).collect(),
             servers: service.servers.iter().map(|server| self.server(&service.name, server)).collect(),
         }
@@ -67,6 +76,11 @@ impl Daemon {
             weight: typed.weight,
             drains_for_seconds: drain::deadline(typed)
                 .map(|deadline| deadline.since(Clock::System.now()).as_millis().div_ceil(1000)),
+            thresholds: typed.thresholds.map(|thresholds| Thresholds {
+                max_connections: thresholds.upper,
+                resume_connections: thresholds.lower,
+                full: id.is_some_and(|id| !self.occupancy.is_open(id, thresholds)),
+            }),
             next_hop: hop.and_then(|hop| hop.destination).map(|mac| mac.to_string()),
             traffic: id.map(|id| self.traffic(id)).unwrap_or_default(),
         }

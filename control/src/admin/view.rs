@@ -53,10 +53,36 @@ pub struct Service {
     pub mode: String,
     /// How a server is picked.
     pub scheduler: String,
+    /// How clients are remembered; null when they are not.
+    pub persistence: Option<Persistence>,
+    /// Whether every datagram is scheduled alone.
+    pub one_packet: bool,
     /// FULLNAT local addresses.
     pub local: Vec<String>,
     /// Its servers in the file's order.
     pub servers: Vec<Server>,
+}
+
+/// How a service remembers its clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Persistence {
+    /// How long a client without connections is remembered, in milliseconds.
+    pub timeout_ms: u64,
+    /// Leading bits by which IPv4 clients are told apart.
+    pub mask_ipv4: u8,
+    /// Leading bits by which IPv6 clients are told apart.
+    pub mask_ipv6: u8,
+}
+
+/// How many connections a server may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// So many.
+    pub max_connections: u32,
+    /// After that, new clients are sent there when it has fewer than so many.
+    pub resume_connections: u32,
+    /// Whether new clients are kept away at the moment.
+    pub full: bool,
 }
 
 /// A server.
@@ -72,6 +98,8 @@ pub struct Server {
     pub weight: u32,
     /// Seconds until its connections are reset; null unless it drains with a deadline.
     pub drains_for_seconds: Option<u64>,
+    /// How many connections it may have; null for any number.
+    pub thresholds: Option<Thresholds>,
     /// Station address that packets for it are sent to; null while it is not known.
     pub next_hop: Option<String>,
     /// What is counted for it.

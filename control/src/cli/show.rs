@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::runtime;
 use crate::admin::client::ask;
-use crate::admin::view::{Counter, Counters, Status, Workers};
+use crate::admin::view::{Counter, Counters, Persistence, Status, Workers};
 
 pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
     show::<Status>(socket, "/v1/status", json, status_text)
@@ -117,7 +117,13 @@ fn status_text(status: &Status) -> String {
     table.row(["  ->", "RemoteAddress:Port"].map(str::to_owned));
     for service in &status.services {
         let listen = service.listen.first().cloned().unwrap_or_default();
-        let name = format!("{} ({})", service.scheduler, service.name);
+        let mut name = format!("{} ({})", service.scheduler, service.name);
+        if let Some(persistence) = service.persistence {
+            name += &persistent(persistence);
+        }
+        if service.one_packet {
+            name += " ops";
+        }
         table.row([service.protocol.to_uppercase(), listen, name]);
         for more in service.listen.iter().skip(1) {
             table.row([String::new(), more.clone()]);
@@ -130,6 +136,14 @@ fn status_text(status: &Status) -> String {
             cells.extend(numbers.map(|number| number.to_string()));
             cells.extend([traffic.packets_in, traffic.packets_out].map(|packets| packets.to_string()));
             cells.extend([traffic.bytes_in, traffic.bytes_out].map(bytes));
+            if let Some(thresholds) = server.thresholds {
+                cells.push(format!(
+                    "(max {}, resume {}{})",
+                    thresholds.max_connections,
+                    thresholds.resume_connections,
+                    if thresholds.full { ": full" } else { "" }
+                ));
+            }
             if server.next_hop.is_none() {
                 cells.push("(next hop unknown)".to_owned());
             }
@@ -137,6 +151,17 @@ fn status_text(status: &Status) -> String {
         }
     }
     text + &table.text()
+}
+
+/// As ipvsadm words it, masks only where they are no whole address.
+fn persistent(persistence: Persistence) -> String {
+    let mut text = format!(" persistent {}", persistence.timeout_ms.div_ceil(1000));
+    for (mask, whole) in [(persistence.mask_ipv4, 32), (persistence.mask_ipv6, 128)] {
+        if mask != whole {
+            write!(text, " mask {mask}/{whole}").expect("strings take everything");
+        }
+    }
+    text
 }
 
 fn workers_text(workers: &Workers) -> String {
@@ -225,7 +250,7 @@ fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::view::{Server, Service, Traffic};
+    use crate::admin::view::{Server, Service, Thresholds, Traffic};
 
     #[test]
     fn status_reads_like_ipvsadm() {
@@ -236,6 +261,7 @@ mod tests {
             mode: "fullnat".into(),
             weight: 2,
             drains_for_seconds: None,
+            thresholds: None,
             next_hop: Some("02:00:00:00:00:11".into()),
             traffic,
         };
@@ -266,6 +292,23 @@ mod tests {
                 && lines[5].ends_with("20.0K")
         );
         assert!(lines[6].contains("rs2") && lines[6].ends_with("(next hop unknown)"), "{text}");
+    }
+
+    #[test]
+    fn status_shows_persistence_and_thresholds() {
+        let full = Thresholds { max_connections: 100, resume_connections: 75, full: true };
+        let server = Server { address: "10.0.0.11".into(), thresholds: Some(full), ..Server::default() };
+        let persistence = Persistence { timeout_ms: 300_000, mask_ipv4: 24, mask_ipv6: 128 };
+        let service = Service {
+            name: "web".into(),
+            scheduler: "rr".into(),
+            persistence: Some(persistence),
+            servers: vec![server],
+            ..Service::default()
+        };
+        let text = status_text(&Status { services: vec![service], ..Status::default() });
+        assert!(text.contains("rr (web) persistent 300 mask 24/32"), "{text}");
+        assert!(text.contains("(max 100, resume 75: full)"), "{text}");
     }
 
     #[test]

@@ -3,13 +3,17 @@
 
 mod diagnostic;
 mod listen;
+mod one_packet;
 mod overlap;
 mod parse;
+mod persistence;
 mod raw;
 mod resolve;
 mod scheduler;
 mod service;
 mod shape;
+mod thresholds;
+mod timeouts;
 mod words;
 
 use std::net::IpAddr;
@@ -17,9 +21,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use shunt_dataplane::conn::Timeouts;
+use shunt_dataplane::persist::Persistence;
 use shunt_dataplane::scheduler::Scheduler;
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::service::{OutOfState, ServerGone};
+use shunt_dataplane::thresholds::Thresholds;
 use shunt_dataplane::tuple::Protocol;
 use shunt_engine::Duration;
 
@@ -58,6 +64,8 @@ pub struct Engine {
     pub buffers: u32,
     /// Connections, all workers together.
     pub max_connections: u32,
+    /// Clients that persistence remembers, all services together.
+    pub max_templates: u32,
     /// Whether VIPs and local addresses are added to interfaces and removed again.
     pub manage_addresses: bool,
 }
@@ -111,8 +119,14 @@ pub struct Service {
     pub local: Vec<AddressPorts>,
     /// What becomes of packets without a connection.
     pub out_of_state: OutOfState,
+    /// What becomes of packets whose server is gone.
+    pub server_gone: ServerGone,
     /// State timeouts.
     pub timeouts: Timeouts,
+    /// How clients are remembered; `None`: they are not.
+    pub persistence: Option<Persistence>,
+    /// Whether every datagram is scheduled alone.
+    pub one_packet: bool,
     /// Servers in the file's order.
     pub servers: Vec<Server>,
 }
@@ -175,6 +189,8 @@ pub struct Server {
     pub drain: Option<Duration>,
     /// Since when it has taken no new ones. No file says so: the daemon does ([`crate::drain`]).
     pub draining: Option<Draining>,
+    /// How many connections it may have; `None`: any number.
+    pub thresholds: Option<Thresholds>,
 }
 
 /// Which port of a server packets go to.

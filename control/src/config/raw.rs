@@ -28,6 +28,7 @@ pub(super) struct Engine {
     pub(super) buffer_size: Typed<i64>,
     pub(super) buffers: Typed<i64>,
     pub(super) max_connections: Typed<i64>,
+    pub(super) max_templates: Typed<i64>,
     pub(super) manage_addresses: Option<bool>,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Api {
     pub(super) socket: Typed<String>,
 }
 
-/// `[timeouts]`
+/// `[timeouts]` and `[service.timeouts]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Timeouts {
@@ -91,6 +92,12 @@ pub(super) struct Service {
     pub(super) local_port_range: Typed<String>,
     pub(super) out_of_state: Typed<String>,
     pub(super) drain: Typed<String>,
+    pub(super) server_gone: Typed<String>,
+    pub(super) persistence: Typed<String>,
+    pub(super) persistence_mask_ipv4: Typed<i64>,
+    pub(super) persistence_mask_ipv6: Typed<i64>,
+    pub(super) one_packet: Typed<bool>,
+    pub(super) timeouts: Timeouts,
     pub(super) server: Vec<Spanned<Server>>,
 }
 
@@ -102,5 +109,7 @@ pub(super) struct Server {
     pub(super) address: Typed<String>,
     pub(super) weight: Typed<i64>,
     pub(super) drain: Typed<String>,
+    pub(super) max_connections: Typed<i64>,
+    pub(super) resume_connections: Typed<i64>,
     pub(super) mode: Typed<String>,
 }

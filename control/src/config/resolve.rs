@@ -4,12 +4,13 @@
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
-use shunt_dataplane::conn::{State, Timeouts};
+use shunt_dataplane::conn::Timeouts;
 use toml::Spanned;
 
 use super::diagnostic::Diagnostics;
 use super::parse::{self, nearest};
 use super::raw::{self, Typed};
+use super::timeouts::timeouts;
 use super::words::{Driver, Idle, Word, XdpMode};
 use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service, shape};
 
@@ -17,7 +18,7 @@ use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service, shape};
 /// good exactly if `diagnostics` has no errors.
 pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Config> {
     let file = shape::read(text, diagnostics)?;
-    let timeouts = timeouts(&file.timeouts, diagnostics);
+    let timeouts = timeouts("timeouts", &file.timeouts, Timeouts::default(), diagnostics);
     let services: Vec<_> =
         file.service.iter().map(|typed| service::service(typed, &timeouts, diagnostics)).collect();
     overlap::names(&services, diagnostics);
@@ -126,6 +127,13 @@ fn engine(typed: &raw::Engine, diagnostics: &mut Diagnostics) -> Engine {
             1_024..=1 << 28,
             diagnostics,
         ),
+        max_templates: integer(
+            "engine.max_templates",
+            &typed.max_templates,
+            65_536,
+            1_024..=1 << 24,
+            diagnostics,
+        ),
         manage_addresses: typed.manage_addresses.unwrap_or(true),
     }
 }
@@ -178,30 +186,6 @@ fn api(typed: &raw::Api, diagnostics: &mut Diagnostics) -> Api {
 
 /// sun_path of unix(7) has 108 bytes, the last of them zero.
 const SOCKET_LEN_MAX: usize = 107;
-
-fn timeouts(typed: &raw::Timeouts, diagnostics: &mut Diagnostics) -> Timeouts {
-    let mut timeouts = Timeouts::default();
-    let keys = [
-        ("none", State::None, &typed.none),
-        ("established", State::Established, &typed.established),
-        ("syn_sent", State::SynSent, &typed.syn_sent),
-        ("syn_recv", State::SynRecv, &typed.syn_recv),
-        ("fin_wait", State::FinWait, &typed.fin_wait),
-        ("time_wait", State::TimeWait, &typed.time_wait),
-        ("close", State::Close, &typed.close),
-        ("close_wait", State::CloseWait, &typed.close_wait),
-        ("last_ack", State::LastAck, &typed.last_ack),
-        ("listen", State::Listen, &typed.listen),
-        ("synack", State::SynAck, &typed.synack),
-        ("udp", State::Udp, &typed.udp),
-    ];
-    for (key, state, typed) in keys {
-        if let Some(timeout) = duration(&format!("timeouts.{key}"), typed, diagnostics) {
-            timeouts.set(state, timeout);
-        }
-    }
-    timeouts
-}
 
 fn ports(typed: &[Spanned<raw::Port>], diagnostics: &mut Diagnostics) -> Vec<Port> {
     if typed.is_empty() {

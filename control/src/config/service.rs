@@ -5,17 +5,20 @@ use std::ops::Range;
 
 use shunt_dataplane::conn::Timeouts;
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::service::{OutOfState, ServerGone};
 use shunt_dataplane::tuple::Protocol;
 use shunt_engine::Duration;
 use toml::Spanned;
 
 use super::diagnostic::Diagnostics;
 use super::listen::{self, Listen};
+use super::one_packet::one_packet;
 use super::parse;
+use super::persistence::persistence;
 use super::raw;
 use super::resolve::{duration, integer, word};
 use super::scheduler::scheduler;
+use super::thresholds::thresholds;
 use super::{AddressPorts, Server, ServerPort, Service};
 
 /// A service with the places of its parts, in the order of the parts.
@@ -46,11 +49,13 @@ pub(super) fn service(
     let (listen, listen_places): (Vec<_>, Vec<_>) =
         listen::listens(&name, spanned, diagnostics).into_iter().unzip();
     let drain = duration(&key("drain"), &typed.drain, diagnostics);
-    let (servers, server_places): (Vec<_>, Vec<_>) = typed
+    let servers: Vec<_> = typed
         .server
         .iter()
         .filter_map(|server| resolve_server(&name, server, mode, drain, &listen, diagnostics))
-        .unzip();
+        .collect();
+    let one_packet = one_packet(&name, typed, protocol, &servers, diagnostics);
+    let (servers, server_places): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
     if typed.server.is_empty() {
         let message = key("no [[service.server]]: every connection will be refused");
         diagnostics.warning(spanned.span(), message, "this service has no server");
@@ -79,13 +84,36 @@ pub(super) fn service(
         scheduler,
         local,
         out_of_state: word(&key("out_of_state"), &typed.out_of_state, default, diagnostics),
-        timeouts: *timeouts,
+        server_gone: server_gone(&name, typed, protocol, diagnostics),
+        timeouts: super::timeouts::timeouts(&key("timeouts"), &typed.timeouts, *timeouts, diagnostics),
+        persistence: persistence(&name, typed, diagnostics),
+        one_packet,
         servers,
         name,
     };
     listen::prefixes_need_dr_or_tun(&service, &listen_places, diagnostics);
     let name = typed.name.as_ref().map_or_else(|| spanned.span(), Spanned::span);
     Placed { service, name, listen: listen_places, local: local_places, servers: server_places }
+}
+
+fn server_gone(
+    name: &str,
+    typed: &raw::Service,
+    protocol: Protocol,
+    diagnostics: &mut Diagnostics,
+) -> ServerGone {
+    let key = format!("service {name:?}: server_gone");
+    let default = match protocol {
+        Protocol::Tcp => ServerGone::Reset,
+        Protocol::Udp => ServerGone::Reschedule,
+    };
+    let policy = word(&key, &typed.server_gone, default, diagnostics);
+    if let Some(typed) = typed.server_gone.as_ref().filter(|_| protocol == Protocol::Udp && policy != default)
+    {
+        let message = format!("{key}: {:?} is not possible with udp", typed.as_ref());
+        diagnostics.error(typed.span(), message, "a datagram always goes to a server that is there");
+    }
+    policy
 }
 
 fn name(spanned: &Spanned<raw::Service>, diagnostics: &mut Diagnostics) -> String {
@@ -274,9 +302,10 @@ fn resolve_server(
             return None;
         }
     };
+    let thresholds = thresholds(service, typed, diagnostics);
     let port = server_port(service, mode, text.as_ref(), text.span(), port, listen, diagnostics);
     let name = typed.name.as_ref().map_or_else(|| text.as_ref().clone(), |name| name.as_ref().clone());
-    Some((Server { name, address, port, mode, weight, drain, draining: None }, text.span()))
+    Some((Server { name, address, port, mode, weight, drain, draining: None, thresholds }, text.span()))
 }
 
 fn server_address(text: &str) -> Result<(IpAddr, Option<u16>), String> {

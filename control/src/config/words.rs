@@ -2,7 +2,7 @@
 
 use shunt_dataplane::scheduler::{HashKind, SchedulerKind};
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::service::{OutOfState, ServerGone};
 use shunt_dataplane::tuple::Protocol;
 
 /// A closed set of words.
@@ -126,6 +126,20 @@ impl Word for OutOfState {
             Self::Reset => "reset",
             Self::Drop => "drop",
             Self::Schedule => "schedule",
+        }
+    }
+}
+
+/// `service.server_gone`.
+impl Word for ServerGone {
+    const KIND: &'static str = "server_gone action";
+    const ALL: &'static [Self] = &[Self::Reset, Self::Reschedule, Self::Drop];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Reschedule => "reschedule",
+            Self::Drop => "drop",
         }
     }
 }

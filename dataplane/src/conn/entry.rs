@@ -53,6 +53,8 @@ impl ConnFlags {
     pub const CLIENT_GONE: u8 = 32;
     /// Of a drained connection: the server has no more of it.
     pub const SERVER_GONE: u8 = 64;
+    /// Holds a template of [`crate::persist`].
+    pub const TEMPLATE: u8 = 128;
 
     /// Whether `flag` is set.
     #[inline]

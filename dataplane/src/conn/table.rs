@@ -279,7 +279,12 @@ impl<A: Address> Table<A> {
     /// Looks at up to `budget` connections whose time may have come. Those idle for their timeout are removed and told
     /// to `on_removed`; the others are filed for when they will be. A connection goes at most half a second after its
     /// timeout, given the budget suffices; never before it.
-    pub fn expire(&mut self, now: Ticks, budget: usize, mut on_removed: impl FnMut(&Conn<A>)) -> Expired {
+    pub fn expire(
+        &mut self,
+        now: Ticks,
+        budget: usize,
+        mut on_removed: impl FnMut(ConnId, &Conn<A>),
+    ) -> Expired {
         let mut expired = Expired::default();
         while expired.visited < budget
             && let Some(record) = self.wheel.pop(now)
@@ -287,8 +292,9 @@ impl<A: Address> Table<A> {
             expired.visited += 1;
             let conn = &self.records[record as usize];
             if now.since(conn.last_seen) >= conn.timeout.0 {
-                let conn = self.release(ConnId(record));
-                on_removed(&conn);
+                let id = ConnId(record);
+                let conn = self.release(id);
+                on_removed(id, &conn);
                 expired.removed += 1;
             } else {
                 self.wheel.file(record, due(conn));
@@ -456,7 +462,7 @@ mod tests {
         assert_eq!(table.insert(first, Ticks(0)), Err(InsertError::Exists), "its port is taken");
         let second = Conn { peer: Endpoint::new(V4(0x0b00_0001), 9), ..first };
         let other = table.insert(second, Ticks(0)).unwrap();
-        assert_eq!(table.expire(Ticks(200), 10, |_| ()).removed, 2);
+        assert_eq!(table.expire(Ticks(200), 10, |_, _| ()).removed, 2);
         assert!(table.is_empty() && other != id && table.index.load() == 0.0);
     }
 
@@ -574,7 +580,8 @@ mod tests {
             let mut table = table(4);
             let start = 77_777;
             table.insert(conn(1, Mode::Nat, timeout), Ticks(start)).unwrap();
-            let removed = (start..).find(|&now| table.expire(Ticks(now), 10, |_| ()).removed == 1).unwrap();
+            let removed =
+                (start..).find(|&now| table.expire(Ticks(now), 10, |_, _| ()).removed == 1).unwrap();
             let idle = removed - start;
             assert!(idle >= timeout && idle <= timeout + second / 2, "{timeout}: went after {idle}");
         }
@@ -589,13 +596,13 @@ mod tests {
             if now % 90 == 0 {
                 table.get_mut(id).last_seen = Ticks(now);
             }
-            let expired = table.expire(Ticks(now), 10, |_| ());
+            let expired = table.expire(Ticks(now), 10, |_, _| ());
             assert_eq!(expired.removed, 0);
             visits += expired.visited;
         }
         assert!(visits < 1200, "a wheel that moves per packet: {visits}");
         let last = table.get(id).last_seen.0;
-        let removed = (10_000..).find(|&now| table.expire(Ticks(now), 10, |_| ()).removed == 1).unwrap();
+        let removed = (10_000..).find(|&now| table.expire(Ticks(now), 10, |_, _| ()).removed == 1).unwrap();
         assert!((last + 100..=last + 107).contains(&removed));
     }
 
@@ -609,7 +616,7 @@ mod tests {
         table.set_timeout(growing, Ticks(400));
         let mut gone = Vec::new();
         for now in 50..1000 {
-            table.expire(Ticks(now), 10, |conn| gone.push((conn.client.port, now)));
+            table.expire(Ticks(now), 10, |_, conn| gone.push((conn.client.port, now)));
         }
         assert_eq!(gone.iter().map(|&(port, _)| port).collect::<Vec<_>>(), [1025, 1026]);
         assert!((200..=207).contains(&gone[0].1) && (400..=407).contains(&gone[1].1), "{gone:?}");
@@ -623,7 +630,7 @@ mod tests {
         }
         let mut calls = 0;
         while !table.is_empty() {
-            let expired = table.expire(Ticks(1000), 64, |_| ());
+            let expired = table.expire(Ticks(1000), 64, |_, _| ());
             assert!(expired.visited <= 64 && expired.removed == expired.visited);
             calls += 1;
         }

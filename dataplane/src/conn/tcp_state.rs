@@ -100,6 +100,20 @@ impl State {
         }
     }
 
+    /// Whether the two sides have not agreed on a connection yet: one that ends like this never was.
+    pub const fn is_half_open(self) -> bool {
+        match self {
+            Self::None | Self::SynSent | Self::SynRecv | Self::SynAck | Self::Listen => true,
+            Self::Established
+            | Self::FinWait
+            | Self::TimeWait
+            | Self::Close
+            | Self::CloseWait
+            | Self::LastAck
+            | Self::Udp => false,
+        }
+    }
+
     /// The state after a packet with TCP `flags` (the byte of the header). RST counts before SYN, SYN before FIN, FIN
     /// before ACK; a segment with none of them closes, as in LVS. UDP has one state and stays in it.
     #[inline]

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::conn::Timeouts;
     use crate::server::Mode;
-    use crate::service::{Listen, OutOfState, ServiceId};
+    use crate::service::{Listen, OutOfState, ServerGone, ServiceId};
     use crate::snapshot::{Builder, Snapshot};
     use crate::tuple::Protocol;
 
@@ -212,6 +212,9 @@ mod tests {
             locals: Vec::new(),
             out_of_state: OutOfState::Drop,
             timeouts: Timeouts::default(),
+            persistence: None,
+            one_packet: false,
+            server_gone: ServerGone::Reset,
         }
     }
 
@@ -224,6 +227,8 @@ mod tests {
             mode: Mode::Dr,
             weight: 1,
             drain_at: None,
+            down: false,
+            thresholds: None,
             hop: None,
         };
         (0..).zip(addresses).map(server).collect()

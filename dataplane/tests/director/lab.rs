@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
+use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::{Conn, Timeouts};
 use shunt_dataplane::counters::{self, Event, ServerField};
 use shunt_dataplane::neigh::{HopId, NextHop};
@@ -16,7 +17,7 @@ use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::route::Hops;
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_dataplane::tuple::{Address, Endpoint, Protocol, V4, V6};
 use shunt_dataplane::verdict::DropReason;
@@ -54,6 +55,7 @@ pub(crate) struct World {
     /// MTU of each port.
     pub(crate) mtu: [u16; 2],
     pub(crate) out_of_state: OutOfState,
+    pub(crate) server_gone: ServerGone,
     /// Generation of the server in each slot, if there is one.
     pub(crate) servers: [Option<u32>; SLOTS],
     /// VLAN of the clients' network.
@@ -76,6 +78,7 @@ impl Default for World {
             workers: 3,
             mtu: [1500; 2],
             out_of_state: OutOfState::Reset,
+            server_gone: ServerGone::Reset,
             servers: [Some(1); SLOTS],
             clients_vid: None,
             other_modes: false,
@@ -152,6 +155,11 @@ impl World {
         ServerId { slot: slot as u32, generation: self.servers[slot].unwrap() }
     }
 
+    pub(crate) fn agreed(&self) -> Agreed {
+        let config = self.config(0);
+        Agreed::new(64, config.max_servers, config.secret)
+    }
+
     pub(crate) fn config(&self, worker: u16) -> Config {
         Config {
             worker: WorkerId(worker),
@@ -222,6 +230,8 @@ impl World {
             mode: if self.other_modes { Mode::ALL[(mode as usize + 1) % 4] } else { mode },
             weight: 1,
             drain_at: None,
+            down: false,
+            thresholds: None,
             hop: None,
         };
         let servers: Vec<_> = slots.filter(|&slot| self.servers[slot].is_some()).map(server).collect();
@@ -238,6 +248,9 @@ impl World {
             },
             out_of_state: self.out_of_state,
             timeouts: Timeouts::default(),
+            persistence: None,
+            one_packet: false,
+            server_gone: self.server_gone,
         };
         (service, servers)
     }
@@ -251,10 +264,11 @@ pub(crate) fn every() -> impl Iterator<Item = (Mode, Protocol)> {
 impl Lab {
     pub(crate) fn new(world: World) -> Self {
         let workers = usize::from(world.workers);
+        let agreed = world.agreed();
         let (publisher, readers) = publish::channel(world.snapshot(), workers);
         let mut pipelines: Vec<_> = (0..)
             .zip(readers)
-            .map(|(worker, reader)| Pipeline::new(world.config(worker), reader).unwrap())
+            .map(|(worker, reader)| Pipeline::new(world.config(worker), agreed.clone(), reader).unwrap())
             .collect();
         let published: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         for (worker, pipeline) in pipelines.iter_mut().enumerate() {

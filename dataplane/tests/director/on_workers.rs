@@ -58,6 +58,7 @@ impl Bench {
         let pool = PoolConfig { chunks: CHUNKS, ..PoolConfig::default() };
         let pools = Mempool::split(pool, usize::from(world.workers)).unwrap();
         let punted = Arc::new(AtomicU64::new(0));
+        let agreed = world.agreed();
         let shares = assign(&QUEUES, world.workers);
         let parts =
             readers.into_iter().zip(pools).zip(ring::mesh(world.workers).unwrap()).zip(shares).zip(0..);
@@ -76,7 +77,7 @@ impl Bench {
                 ports.push(TxPort { kernel_sees_all: false, route });
             }
             Worker::new(Setup {
-                program: Pipeline::new(world.config(id), reader).unwrap(),
+                program: Pipeline::new(world.config(id), agreed.clone(), reader).unwrap(),
                 clock: clock.clone(),
                 pool,
                 links,

@@ -2,7 +2,7 @@
 
 use shunt_dataplane::counters::{Event, ServerField};
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::service::ServerGone;
 use shunt_dataplane::tuple::Protocol;
 use shunt_dataplane::verdict::DropReason;
 use shunt_dataplane::wire::builder::PacketBuilder;
@@ -81,15 +81,15 @@ fn a_new_first_packet_to_a_removed_server_goes_to_another() {
 
 #[test]
 fn other_packets_to_a_removed_server_are_refused_as_the_service_says() {
-    for policy in [OutOfState::Reset, OutOfState::Drop, OutOfState::Schedule] {
+    for policy in [ServerGone::Reset, ServerGone::Drop] {
         for mode in Mode::ALL {
-            let mut lab = Lab::new(World { out_of_state: policy, ..World::default() });
+            let mut lab = Lab::new(World { server_gone: policy, ..World::default() });
             let [_, went] = after_a_removal(&mut lab, mode, Protocol::Tcp);
             for (conn, worker) in went.iter().zip([0, 1, 2].into_iter().cycle()) {
                 let frame =
                     PacketBuilder::tcp(conn.client, conn.vip).ack(777).link(CLIENT_MAC, US[0]).build();
                 let out = lab.deliver(worker, CLIENTS, &[frame]);
-                assert_eq!(out.len(), usize::from(policy == OutOfState::Reset), "{policy:?}");
+                assert_eq!(out.len(), usize::from(policy == ServerGone::Reset), "{policy:?}");
                 if let [out] = &out[..] {
                     assert_eq!((out.to, &out.bytes[..6]), (To::Port(CLIENTS), &CLIENT_MAC.0[..]));
                     let ip = ipv4::Packet::new_checked(packet_in(&out.bytes)).unwrap();

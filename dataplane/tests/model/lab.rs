@@ -3,14 +3,17 @@
 use std::net::IpAddr;
 
 use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use shunt_dataplane::conn::{Conn, Timeouts};
+use shunt_dataplane::agreed::Agreed;
+use shunt_dataplane::conn::{Conn, Ticks, Timeouts};
 use shunt_dataplane::counters::{self, ServerField};
 use shunt_dataplane::neigh::{HopId, NextHop};
+use shunt_dataplane::persist::{Key, Persistence};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
-use shunt_dataplane::service::{Listen, Local, OutOfState, Service, ServiceId};
+use shunt_dataplane::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
+use shunt_dataplane::thresholds::Thresholds;
 use shunt_dataplane::tuple::{Address, Endpoint, Protocol, Tuple, V4, V6};
 use shunt_dataplane::verdict::DropReason;
 use shunt_engine::counters::Published;
@@ -33,6 +36,15 @@ pub(crate) const SERVICES: [(Protocol, Mode, OutOfState); 6] = [
     (Protocol::Udp, Mode::Fullnat, OutOfState::Reset),
     (Protocol::Udp, Mode::Nat, OutOfState::Drop),
 ];
+/// What services do with packets whose server is gone.
+pub(crate) const GONE: [ServerGone; SERVICES.len()] = [
+    ServerGone::Reset,
+    ServerGone::Drop,
+    ServerGone::Reschedule,
+    ServerGone::Drop,
+    ServerGone::Reschedule,
+    ServerGone::Reschedule,
+];
 /// Connections a worker can hold: so few that tables fill.
 pub(crate) const CAPACITY: usize = 12;
 /// Local ports of a FULLNAT service, of all workers: so few that they run out.
@@ -44,6 +56,16 @@ const US: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const CLIENT: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 const CHUNKS: u32 = 96;
 
+/// How a service remembers its clients.
+pub(crate) fn persistence(service: usize) -> Option<Persistence> {
+    let mask_v4 = match service {
+        0 | 4 => 32,
+        2 => 31,
+        _ => return None,
+    };
+    Some(Persistence { timeout: Duration::from_secs(100), mask_v4, mask_v6: mask_v4 + 96 })
+}
+
 /// One server slot of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
@@ -51,6 +73,8 @@ pub(crate) struct Slot {
     pub(crate) generation: u32,
     pub(crate) weight: u32,
     pub(crate) drain_at: Option<Instant>,
+    /// Most connections; once full, new clients again below three quarters.
+    pub(crate) max: Option<u32>,
 }
 
 /// The configuration: what a reload changes.
@@ -70,6 +94,7 @@ pub(crate) struct Lab {
     pools: Vec<Mempool>,
     publisher: Publisher<Snapshot>,
     published: Vec<Published>,
+    agreed: Agreed,
 }
 
 /// What became of a frame.
@@ -106,6 +131,10 @@ impl Setup {
         if self.ipv6 { six(address).to_ip() } else { address.to_ip() }
     }
 
+    pub(crate) fn thresholds(&self, slot: usize) -> Option<Thresholds> {
+        self.slots[slot].max.map(|upper| Thresholds { upper, lower: upper - upper / 4 })
+    }
+
     fn snapshot(&self) -> Snapshot {
         let mut builder = Builder::new();
         builder.port(PortInfo { name: "port0".into(), mac: US }).routes_generation(1);
@@ -135,6 +164,8 @@ impl Setup {
                 mode,
                 weight: self.slots[slot].weight,
                 drain_at: self.slots[slot].drain_at,
+                down: false,
+                thresholds: self.thresholds(slot),
                 hop: None,
             };
             let servers: Vec<_> = slots.filter(|&slot| self.slots[slot].present).map(server).collect();
@@ -150,6 +181,9 @@ impl Setup {
                 locals: vec![Local { address: self.ip(local_address(number)), ports: LOCAL_PORTS }],
                 out_of_state,
                 timeouts: Timeouts::default(),
+                persistence: persistence(number),
+                one_packet: false,
+                server_gone: GONE[number],
             };
             builder.service(service, servers);
         }
@@ -168,9 +202,10 @@ impl Lab {
             max_services: SERVICES.len() as u32,
             max_servers: (SERVICES.len() * SERVERS) as u32,
         };
+        let agreed = Agreed::new(64, config(0).max_servers, config(0).secret);
         let pipelines: Vec<_> = (0..)
             .zip(readers)
-            .map(|(worker, reader)| Pipeline::new(config(worker), reader).unwrap())
+            .map(|(worker, reader)| Pipeline::new(config(worker), agreed.clone(), reader).unwrap())
             .collect();
         let pool = PoolConfig { chunks: CHUNKS, ..PoolConfig::default() };
         Self {
@@ -180,6 +215,7 @@ impl Lab {
             pools: Mempool::split(pool, pipelines.len()).unwrap(),
             pipelines,
             publisher,
+            agreed,
         }
     }
 
@@ -240,6 +276,13 @@ impl Lab {
     pub(crate) fn load(&self, worker: usize, slot: usize) -> [u64; 3] {
         [ServerField::Active, ServerField::Inactive, ServerField::Connections]
             .map(|field| self.published[worker].get(counters::server(slot as u32, field)))
+    }
+
+    /// The server that a service remembers for a client.
+    pub(crate) fn remembered(&self, service: usize, client: V4) -> Option<ServerId> {
+        let client = if self.ipv6 { six(client).to_ip() } else { client.to_ip() };
+        let key = Key::new(ServiceId(service as u32), client, &persistence(service)?);
+        self.agreed.templates.remembered(&key, Ticks::at(self.now))
     }
 
     fn receive(&mut self, worker: usize, origin: Origin, bytes: &[u8]) -> Outcome {

@@ -6,15 +6,17 @@
 #![allow(clippy::unwrap_used)]
 
 mod lab;
+mod policy;
 
 use std::collections::{HashMap, HashSet};
 
-use lab::{CAPACITY, LOCAL_PORTS, Lab, Outcome, SERVERS, SERVICES, Setup, Slot};
+use lab::{CAPACITY, GONE, LOCAL_PORTS, Lab, Outcome, SERVERS, SERVICES, Setup, Slot};
+use policy::{Policy, Takes};
 use proptest::prelude::*;
 use shunt_dataplane::conn::{Conn, ConnFlags, State, Ticks, Timeouts, View};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, ServerId};
-use shunt_dataplane::service::OutOfState;
+use shunt_dataplane::service::{OutOfState, ServerGone};
 use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
 use shunt_dataplane::verdict::DropReason;
 use shunt_engine::{Duration, Instant, Verdict};
@@ -72,6 +74,10 @@ enum Op {
         slot: usize,
         millis: u64,
     },
+    Limit {
+        slot: usize,
+        max: Option<u32>,
+    },
     Remove {
         slot: usize,
     },
@@ -100,6 +106,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (slot(), 0u32..4).prop_map(|(slot, weight)| Op::Weight { slot, weight }),
         2 => (slot(), prop_oneof![Just(0), 0u64..20_000])
             .prop_map(|(slot, millis)| Op::Drain { slot, millis }),
+        2 => (slot(), prop::option::of(1u32..6)).prop_map(|(slot, max)| Op::Limit { slot, max }),
         1 => slot().prop_map(|slot| Op::Remove { slot }),
         1 => slot().prop_map(|slot| Op::Add { slot }),
     ]
@@ -115,6 +122,8 @@ struct Flow {
     state: State,
     last_seen: Instant,
     worker: usize,
+    /// Whether it keeps its client remembered.
+    template: bool,
     /// More than one packet has passed.
     again: bool,
     /// A new connection has its request; its local port is in quarantine.
@@ -162,15 +171,30 @@ struct Model {
     tenants: HashMap<(usize, usize), (u32, u64)>,
     /// The server picked last per service, unless a pick went unseen since.
     last_pick: [Option<ServerId>; SERVICES.len()],
+    policy: Policy,
 }
 
 impl Model {
     fn new(schedulers: [SchedulerKind; SERVICES.len()], workers: usize, ipv6: bool) -> Self {
-        let slot = |slot| Slot { present: true, generation: 1, weight: 1 + slot as u32 % 3, drain_at: None };
+        let slot = |slot| Slot {
+            present: true,
+            generation: 1,
+            weight: 1 + slot as u32 % 3,
+            drain_at: None,
+            max: None,
+        };
         let setup = Setup { schedulers, slots: std::array::from_fn(slot), ipv6 };
         let lab = Lab::new(&setup, workers as u16);
         let (flows, tenants) = (Vec::new(), HashMap::new());
-        Self { lab, setup, workers, flows, tenants, last_pick: [None; SERVICES.len()] }
+        Self {
+            lab,
+            setup,
+            workers,
+            flows,
+            tenants,
+            last_pick: [None; SERVICES.len()],
+            policy: Policy::default(),
+        }
     }
 
     fn apply(&mut self, op: Op) {
@@ -213,6 +237,13 @@ impl Model {
                     (setup.slots[slot].weight, setup.slots[slot].drain_at) = (0, Some(at));
                 });
             }
+            Op::Limit { slot, max } => {
+                let before = self.setup.slots[slot].max;
+                if before.is_some_and(|before| max.is_none_or(|max| max > before)) {
+                    self.policy.reopened(slot);
+                }
+                self.reload(|setup| setup.slots[slot].max = max);
+            }
             Op::Remove { slot } => self.reload(|setup| setup.slots[slot].present = false),
             Op::Add { slot } => self.reload(|setup| {
                 let slot = &mut setup.slots[slot];
@@ -245,9 +276,11 @@ impl Model {
         let (protocol, mode, policy) = SERVICES[service];
         let request = request(service, client_endpoint(port));
         let now = self.lab.now;
+        let mut named = self.lab.remembered(service, request.src.address);
         let outcome = self.lab.deliver(queue, &self.lab.client_frame(&request, flags));
         let opens = protocol == Protocol::Udp || flags & (SYN | RST | ACK) == SYN;
         let mut refusal = DropReason::OutOfState;
+        let mut resets = policy == OutOfState::Reset;
         let mut schedules = policy == OutOfState::Schedule && flags & RST == 0;
         if let Some(place) = self.find(&request) {
             let flow = self.flows[place];
@@ -267,32 +300,67 @@ impl Model {
                 self.flows[place].parked = true;
             } else {
                 self.flows.swap_remove(place);
+                self.ended(&flow, now);
+                // What nobody else holds and nobody ever used ended with it.
+                let kept = self.policy.keeps(service, flow.client.address, |key| self.holders(service, key));
+                named = named.filter(|_| kept);
             }
             if gone {
-                (refusal, schedules) = (DropReason::ServerGone, false);
+                refusal = DropReason::ServerGone;
+                schedules = GONE[service] == ServerGone::Reschedule && flags & RST == 0;
+                resets = GONE[service] == ServerGone::Reset;
             }
         }
         if opens || schedules {
-            self.opened(service, &request, flags, now, &outcome);
+            self.opened(service, &request, flags, now, named, &outcome);
         } else {
             assert_eq!(outcome.reason, Some(refusal), "{outcome:?}");
-            let answered = policy == OutOfState::Reset && flags & RST == 0;
+            let answered = resets && flags & RST == 0;
             assert_eq!(outcome.emitted, usize::from(answered), "RST: {outcome:?}");
         }
     }
 
     /// The packet `request` should have opened a connection, or there is a reason why not.
-    fn opened(&mut self, service: usize, request: &Tuple<V4>, flags: u8, now: Instant, outcome: &Outcome) {
+    /// `named` is the server that the service remembered for the client just before.
+    fn opened(
+        &mut self,
+        service: usize,
+        request: &Tuple<V4>,
+        flags: u8,
+        now: Instant,
+        named: Option<ServerId>,
+        outcome: &Outcome,
+    ) {
         let (protocol, mode, _) = SERVICES[service];
         let eligible: Vec<_> = self.setup.eligible(service).collect();
+        let client = request.src.address;
+        // Each server that has a weight, with its connections and whether a new client's may be one more.
+        let places: Vec<_> = eligible.iter().map(|&slot| self.place(slot)).collect();
+        let taking = |id: &ServerId| self.setup.has(*id) && eligible.contains(&(id.slot as usize));
+        let theirs = named.filter(taking).map(|id| id.slot as usize);
+        let room = theirs.filter(|&slot| {
+            let (_, count, _) = self.place(slot);
+            self.setup.slots[slot].max.is_none_or(|max| count < max.into())
+        });
+        if outcome.reason.is_some() {
+            self.policy.tried(service, client, now);
+        }
+        if outcome.reason == Some(DropReason::NoServer) {
+            assert_eq!(room, None, "the client's own server has a place");
+            // A scheduler that maps clients to servers has no other for those of a full one.
+            let maps = self.setup.schedulers[service].maps();
+            assert!(maps || places.iter().all(|(.., takes)| *takes != Takes::Yes), "{places:?}");
+            // The ICMP error, while the rate limit lasts.
+            return assert!(outcome.emitted <= 1);
+        }
+        if outcome.reason.is_some() {
+            for &(slot, count, _) in &places {
+                self.policy.may_have_left(&self.setup, self.setup.id(slot), count);
+            }
+        }
         let here = |flow: &&Flow| flow.worker == outcome.worker;
         let last_pick = self.last_pick[service].take();
         match outcome.reason {
-            Some(DropReason::NoServer) => {
-                assert!(eligible.is_empty(), "{eligible:?}");
-                // The ICMP error, while the rate limit lasts.
-                return assert!(outcome.emitted <= 1);
-            }
             Some(DropReason::TableFull) => {
                 assert!(self.flows.iter().filter(here).all(|flow| flow.makes_room(now).is_none()));
                 return assert_eq!(self.flows.iter().filter(here).count(), CAPACITY);
@@ -314,7 +382,21 @@ impl Model {
         let (slot, peer) = destination(service, outcome);
         assert!(eligible.contains(&slot), "{slot} got a connection, {eligible:?} may");
         let server = self.setup.id(slot);
-        if self.workers == 1 {
+        let &(_, before, takes) = places.iter().find(|(other, ..)| *other == slot).unwrap();
+        match room {
+            Some(theirs) => assert_eq!(slot, theirs, "the client was remembered there"),
+            None => assert_ne!(takes, Takes::No, "{slot} is full"),
+        }
+        let template = lab::persistence(service).is_some() && theirs.is_none_or(|theirs| theirs == slot);
+        let free = lab::persistence(service).is_none()
+            && eligible.iter().all(|&slot| self.setup.slots[slot].max.is_none());
+        self.policy.entered(&self.setup, server, before);
+        if template {
+            self.policy.opened(service, client, named.is_some(), now);
+        } else {
+            self.policy.tried(service, client, now);
+        }
+        if self.workers == 1 && free {
             self.check_pick(service, slot, &eligible, last_pick);
         }
         self.last_pick[service] = Some(server);
@@ -334,6 +416,7 @@ impl Model {
             state,
             last_seen: now,
             worker: outcome.worker,
+            template,
             again: false,
             parked: false,
             drained: false,
@@ -360,7 +443,8 @@ impl Model {
         assert_eq!(holders.clone().count(), ports, "a port is free");
         let best = holders.filter_map(|other| other.gives_port(now)).max();
         assert!(best.is_some() && self.flows[place].gives_port(now) == best, "{:?}", self.flows[place]);
-        self.flows.swap_remove(place);
+        let gone = self.flows.swap_remove(place);
+        self.ended(&gone, now);
     }
 
     /// If a worker's table was full, one connection has gone, and none goes before it.
@@ -375,7 +459,8 @@ impl Model {
         let went = |flow: &Flow| here(&flow) && !there.contains_key(&flow.key()) && rank(flow) == first;
         let place = self.flows.iter().position(went);
         let place = place.filter(|_| first.is_some()).expect("the one to go has made room");
-        self.flows.swap_remove(place);
+        let gone = self.flows.swap_remove(place);
+        self.ended(&gone, now);
     }
 
     /// All records by what they are known by, with their workers.
@@ -390,12 +475,17 @@ impl Model {
     /// Takes over what has become of connections whose server's deadline has come, and sees that it has.
     fn note_drained(&mut self) {
         let (there, now, setup) = (self.records(), self.lab.now, &self.setup);
+        let mut ended = Vec::new();
         self.flows.retain_mut(|flow| {
             let at = setup.slots[flow.server.slot as usize].drain_at.filter(|_| setup.has(flow.server));
             let over = at.is_some_and(|at| at <= now);
             let long_over = at.is_some_and(|at| at + Duration::from_millis(5) <= now && flow.last_seen < at);
             let Some((_, conn)) = there.get(&flow.key()) else {
-                return !(over && flow.state == State::Udp);
+                if over && flow.state == State::Udp {
+                    ended.push(*flow);
+                    return false;
+                }
+                return true;
             };
             if conn.flags.has(ConnFlags::DRAINED) && !flow.drained {
                 assert!(over && !flow.parked, "{flow:?}");
@@ -407,6 +497,7 @@ impl Model {
             assert!(!long_over || flow.parked || over_anyway, "still there after its deadline: {flow:?}");
             true
         });
+        ended.iter().for_each(|flow| self.ended(flow, now));
     }
 
     /// A packet of a drained connection resets whoever has not gone.
@@ -421,7 +512,8 @@ impl Model {
         flow.gone[sender] |= reset;
         flow.last_seen = now;
         if flow.gone == [true; 2] {
-            self.flows.swap_remove(place);
+            let gone = self.flows.swap_remove(place);
+            self.ended(&gone, now);
         }
     }
 
@@ -524,6 +616,7 @@ impl Model {
             assert_eq!(outcome.verdict, Verdict::Punt);
         } else {
             self.flows.swap_remove(place);
+            self.ended(&flow, now);
             assert_eq!(outcome.reason, Some(DropReason::ServerGone), "{outcome:?}");
             let answered = mode == Mode::Fullnat && protocol == Protocol::Tcp && flags & RST == 0;
             assert_eq!(outcome.emitted, usize::from(answered));
@@ -567,10 +660,12 @@ impl Model {
             );
         }
         let now = self.lab.now;
+        let mut ended = Vec::new();
         self.flows.retain(|flow| {
             let (idle, timeout) = (now.since(flow.last_seen), Timeouts::default().get(flow.state));
             let Some((worker, conn)) = there.remove(&flow.key()) else {
                 assert!(idle >= timeout, "went after {idle:?} of {timeout:?}: {flow:?}");
+                ended.push(*flow);
                 return false;
             };
             let late = idle.as_nanos() > timeout.as_nanos() + LATE_MAX.as_nanos();
@@ -582,11 +677,33 @@ impl Model {
             true
         });
         assert!(there.is_empty(), "only the workers have {there:?}");
+        ended.iter().for_each(|flow| self.ended(flow, now));
+        let clients: Vec<_> = (0..CLIENTS).map(|number| client_endpoint(number).address).collect();
+        let flows = &self.flows;
+        self.policy.check(&self.lab, &clients, |service, key| holders(flows, service, key));
         for (&(worker, slot), &(generation, opened)) in &self.tenants {
             let id = ServerId { slot: slot as u32, generation };
             let (active, inactive) = self.counts(id, Some(worker));
             assert_eq!(self.lab.load(worker, slot), [active, inactive, opened], "worker {worker}, {id:?}");
         }
+    }
+
+    fn ended(&mut self, flow: &Flow, now: Instant) {
+        if flow.template {
+            let gone = !self.setup.has(flow.server);
+            self.policy.ended(flow.service, flow.client.address, flow.state, gone, now);
+        }
+    }
+
+    /// A server slot with its connections, and whether a new client's may be one more.
+    fn place(&self, slot: usize) -> (usize, u64, Takes) {
+        let (active, inactive) = self.counts(self.setup.id(slot), None);
+        let takes = self.policy.takes(&self.setup, self.setup.id(slot), active + inactive);
+        (slot, active + inactive, takes)
+    }
+
+    fn holders(&self, service: usize, key: V4) -> usize {
+        holders(&self.flows, service, key)
     }
 
     /// Active and inactive connections of a server, of one worker or of all.
@@ -622,7 +739,16 @@ fn mode(service: usize) -> Mode {
 }
 
 fn client_endpoint(port: u16) -> Endpoint<V4> {
-    Endpoint::new(V4(0xc633_6407), port)
+    Endpoint::new(V4(0xc633_6406 + u32::from(port % CLIENTS)), port)
+}
+
+/// Client addresses.
+const CLIENTS: u16 = 3;
+
+/// Connections that keep a client remembered.
+fn holders(flows: &[Flow], service: usize, key: V4) -> usize {
+    let of = |flow: &&Flow| policy::client_of(flow.service, flow.client.address) == Some(key);
+    flows.iter().filter(|flow| flow.service == service && flow.template).filter(of).count()
 }
 
 fn request(service: usize, client: Endpoint<V4>) -> Tuple<V4> {

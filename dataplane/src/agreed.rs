@@ -1,0 +1,26 @@
+//! What the workers of a process agree on beside the snapshot. Touched only when a connection opens or ends.
+
+use std::sync::Arc;
+
+use crate::persist::Templates;
+use crate::thresholds::Occupancy;
+
+/// A handle on what all workers agree on; clones are handles on the same.
+#[derive(Clone, Debug)]
+pub struct Agreed {
+    /// Which client persistence sends where.
+    pub templates: Arc<Templates>,
+    /// Connections of servers with thresholds.
+    pub occupancy: Arc<Occupancy>,
+}
+
+impl Agreed {
+    /// Takes all memory: for about `templates_max` templates and server slots below `servers_max`. `secret` keys the
+    /// hashes.
+    pub fn new(templates_max: u32, servers_max: u32, secret: [u64; 2]) -> Self {
+        Self {
+            templates: Arc::new(Templates::new(templates_max as usize, secret)),
+            occupancy: Arc::new(Occupancy::new(servers_max as usize)),
+        }
+    }
+}
