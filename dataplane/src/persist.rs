@@ -205,7 +205,7 @@ impl Bucket {
     fn hold_or_fill(&self, key: &Key, server: ServerId, now: Ticks, until: Ticks) -> Option<usize> {
         for _ in 0..ATTEMPTS {
             let turn = self.turn.load(Ordering::Acquire);
-            if turn % 2 != 0 {
+            if !turn.is_multiple_of(2) {
                 spin_loop();
                 continue;
             }
@@ -247,7 +247,7 @@ struct Slot {
 }
 
 // The control word: how many connections hold it (30 bits), two flags, and when it is forgotten once nobody does (32).
-const HOLDERS: u64 = LIVE - 1 & !ESTABLISHED;
+const HOLDERS: u64 = (LIVE - 1) & !ESTABLISHED;
 const ESTABLISHED: u64 = 1 << 30;
 const LIVE: u64 = 1 << 31;
 
