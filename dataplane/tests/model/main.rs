@@ -302,7 +302,8 @@ impl Model {
                 self.flows.swap_remove(place);
                 self.ended(&flow, now);
                 // What nobody else holds and nobody ever used ended with it.
-                let kept = self.policy.keeps(service, flow.client.address, |key| self.holders(service, key));
+                let kept =
+                    self.policy.keeps(service, flow.client.address, now, |key| self.holders(service, key));
                 named = named.filter(|_| kept);
             }
             if gone {

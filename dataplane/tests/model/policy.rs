@@ -104,9 +104,17 @@ impl Policy {
     }
 
     /// Whether `client` is remembered for more than the connection that has just ended.
-    pub(crate) fn keeps(&self, service: usize, client: V4, holders: impl Fn(V4) -> usize) -> bool {
+    pub(crate) fn keeps(
+        &self,
+        service: usize,
+        client: V4,
+        now: Instant,
+        holders: impl Fn(V4) -> usize,
+    ) -> bool {
         let Some(key) = client_of(service, client) else { return false };
-        holders(key) > 0 || self.clients.get(&(service, key)).is_some_and(|known| known.established)
+        let timeout = persistence(service).map_or(Duration::ZERO, |persistence| persistence.timeout);
+        let lasts = |known: &Remembered| known.established && now.since(known.touched.0) <= timeout;
+        holders(key) > 0 || self.clients.get(&(service, key)).is_some_and(lasts)
     }
 
     /// A connection of `client` that held its template has ended in `state`, at the latest at `now`. If its server was
@@ -115,8 +123,9 @@ impl Policy {
         let Some(key) = client_of(service, client) else { return };
         let known = self.clients.get_mut(&(service, key)).expect("who has a connection is known");
         known.established |= !state.is_half_open();
-        let earliest = if gone { known.touched.0 } else { self.checked.max(known.touched.0) };
-        known.touched = (earliest, now);
+        if !gone {
+            known.touched = (self.checked.max(known.touched.0), now);
+        }
     }
 
     /// Compares who is remembered with the workers' table. `holders` counts live connections that hold a template.
