@@ -5,6 +5,7 @@
 //! Needs root and what `scripts/setup` installs; what cannot run fails.
 #![allow(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
 
+mod calls;
 mod capture;
 mod concurrent;
 mod connections;
@@ -16,6 +17,7 @@ mod drain;
 mod ecmp;
 mod guest;
 mod ipv6;
+mod judge;
 mod lab;
 mod lab_itself;
 mod modes;
@@ -26,6 +28,7 @@ mod persist;
 mod port_reuse;
 mod prefix;
 mod reload;
+mod schedulers;
 mod stop;
 mod traceroute;
 mod udp_server_leaves;
