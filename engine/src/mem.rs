@@ -16,7 +16,7 @@ const HUGE_PAGE: usize = 2 << 20;
 pub enum Pages {
     /// Reserved huge pages (`vm.nr_hugepages`).
     Huge,
-    /// Ordinary pages, with transparent huge pages asked for.
+    /// Ordinary pages; from 2 MiB on, transparent huge pages are asked for.
     Normal,
 }
 
@@ -34,9 +34,12 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps at least `len` bytes, huge pages first.
+    /// Maps at least `len` bytes, huge pages first. What is smaller than one of those is not worth clearing one.
     pub(crate) fn new(len: usize) -> std::io::Result<Self> {
-        let rounded = len.max(1).next_multiple_of(HUGE_PAGE);
+        if len < HUGE_PAGE {
+            return Self::map(len.max(1).next_multiple_of(4096), Pages::Normal);
+        }
+        let rounded = len.next_multiple_of(HUGE_PAGE);
         Self::map(rounded, Pages::Huge).or_else(|_| Self::map(rounded, Pages::Normal))
     }
 
@@ -50,7 +53,7 @@ impl Mapping {
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
         let base =
             unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
-        if pages == Pages::Normal {
+        if pages == Pages::Normal && len >= HUGE_PAGE {
             // SAFETY: [base, base + len) was mapped just above. Advice only: a kernel without THP may refuse.
             let _ = unsafe { madvise(base, len, Advice::LinuxHugepage) };
         }
