@@ -72,6 +72,9 @@ pub(crate) fn local(v6: bool) -> IpAddr {
     ip("10.0.0.200", "2001:db8:1::c8", v6)
 }
 
+/// Of every next hop.
+pub(crate) const MTU: u16 = 1400;
+
 /// The first of the local ports.
 pub(crate) const LOCAL_PORT: u16 = 20_000;
 
@@ -217,7 +220,7 @@ impl Setup {
                 source: US,
                 destination: Some(THEM),
                 attached: false,
-                mtu: 1400,
+                mtu: MTU,
                 address: Some(ip("10.0.0.1", "2001:db8:1::1", v6)),
             };
             builder.hop(HopId(number), hop);
