@@ -70,6 +70,9 @@ pub(crate) struct World {
     pub(crate) ways: &'static [u8],
     /// Buffers per worker.
     pub(crate) chunks: u32,
+    pub(crate) scheduler: SchedulerKind,
+    /// Leading bits of the VIP that every service listens on.
+    pub(crate) vip_len: u8,
 }
 
 impl Default for World {
@@ -86,6 +89,8 @@ impl Default for World {
             ipv6: false,
             ways: &[],
             chunks: 512,
+            scheduler: SchedulerKind::Wlc,
+            vip_len: 32,
         }
     }
 }
@@ -151,6 +156,11 @@ impl World {
         if self.ipv6 { six(address).to_ip() } else { address.to_ip() }
     }
 
+    fn prefix(&self, address: V4, len: u8) -> Prefix {
+        let len = if self.ipv6 { 96 + len } else { len };
+        Prefix::new(self.ip(address), len).unwrap()
+    }
+
     pub(crate) fn id(&self, slot: usize) -> ServerId {
         ServerId { slot: slot as u32, generation: self.servers[slot].unwrap() }
     }
@@ -185,10 +195,7 @@ impl World {
             mtu: self.mtu[usize::from(port.0)],
             address: Some(self.ip(OWN[usize::from(port.0)])),
         };
-        let prefix = |address: V4, len| {
-            let len = if self.ipv6 { 96 + len } else { len };
-            Prefix::new(self.ip(address), len).unwrap()
-        };
+        let prefix = |address, len| self.prefix(address, len);
         if !self.ways.is_empty() {
             let number = |port: PortId, way: u8| HopId(100 + 10 * u16::from(port.0) + u16::from(way));
             let hops = |port| -> Hops { self.ways.iter().map(|&way| (number(port, way), 1)).collect() };
@@ -240,8 +247,8 @@ impl World {
             id: ServiceId(number as u32),
             name: format!("{}-{protocol}", mode.name()),
             protocol,
-            listen: vec![Listen { prefix: Prefix::host(self.ip(VIP)), ports: port..=port }],
-            scheduler: SchedulerKind::Wlc.into(),
+            listen: vec![Listen { prefix: self.prefix(VIP, self.vip_len), ports: port..=port }],
+            scheduler: self.scheduler.into(),
             locals: match mode {
                 Mode::Fullnat => vec![Local { address: self.ip(LOCAL), ports: 20_000..=20_999 }],
                 Mode::Nat | Mode::Dr | Mode::Tun => Vec::new(),

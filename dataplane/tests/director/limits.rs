@@ -1,14 +1,15 @@
 //! What a director originates is limited.
 
 use shunt_dataplane::counters::Event;
+use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::tuple::Protocol;
+use shunt_dataplane::tuple::{Endpoint, Protocol, V4};
 use shunt_dataplane::verdict::DropReason;
 use shunt_dataplane::wire::builder::PacketBuilder;
 use shunt_dataplane::wire::tcp::flags;
 use shunt_engine::Duration;
 
-use crate::lab::{CLIENT_MAC, CLIENTS, Lab, US, World, client, vip};
+use crate::lab::{CLIENT_MAC, CLIENTS, Lab, US, VIP, World, client, vip};
 use crate::packets::data;
 
 #[test]
@@ -73,6 +74,26 @@ fn a_flood_of_first_segments_evicts_its_own_kind_and_no_established_connection()
         // Six places are left of sixteen.
         assert_eq!(lab.count(Event::HalfOpenEvicted), 2000 - 6, "{mode:?}");
         assert_eq!(lab.dropped(DropReason::TableFull), 0, "{mode:?}");
+        lab.finish();
+    }
+}
+
+/// `lblc` and `lblcr` remember 32 768 destinations, in buckets of eight.
+#[test]
+fn more_destinations_than_lblc_has_room_for_are_all_served_and_what_is_forgotten_is_counted() {
+    for scheduler in [SchedulerKind::Lblc, SchedulerKind::Lblcr] {
+        let mut lab = Lab::new(World { workers: 1, scheduler, vip_len: 16, ..World::default() });
+        let port = vip(Mode::Dr, Protocol::Tcp).port;
+        let first_segments = |destinations: std::ops::Range<u32>| -> Vec<_> {
+            let to = |number| Endpoint::new(V4(VIP.0 & 0xffff_0000 | number), port);
+            let segment = |number| PacketBuilder::tcp(client(1000), to(number)).flags(flags::SYN);
+            destinations.map(|number| segment(number).link(CLIENT_MAC, US[0]).build()).collect()
+        };
+        assert_eq!(lab.deliver(0, CLIENTS, &first_segments(0..8)).len(), 8);
+        assert_eq!(lab.count(Event::DestinationsEvicted), 0, "eight fit into any bucket");
+        assert_eq!(lab.deliver(0, CLIENTS, &first_segments(8..60_000)).len(), 60_000 - 8);
+        let forgotten = lab.count(Event::DestinationsEvicted);
+        assert!((60_000 - 32_768..60_000 / 2).contains(&forgotten), "{forgotten}");
         lab.finish();
     }
 }
