@@ -126,29 +126,46 @@ impl Program for Pipeline {
         let snapshot = snapshot.get();
         let mut cx = Context::new(now, origin, snapshot, counters, shared, emit);
         frames.iter().for_each(Frame::prefetch);
-        let mut read: ArrayVec<(Class, Option<Search>), BURST> = ArrayVec::new();
+        // Each IP version has its own list: in one, IPv4's entries would be as big as IPv6's, and slower to write.
+        let mut kinds: ArrayVec<Kind, BURST> = ArrayVec::new();
+        let mut read_v4: ArrayVec<(Ours<V4>, Option<Search>), BURST> = ArrayVec::new();
+        let mut read_v6: ArrayVec<(Ours<V6>, Option<Search>), BURST> = ArrayVec::new();
         for frame in frames.iter() {
-            let class = classify(frame.data(), snapshot);
-            let search = match &class {
-                Class::V4(ours) => v4.seek(ours),
-                Class::V6(ours) => v6.seek(ours),
-                Class::NotOurs | Class::Drop(_) => None,
-            };
-            read.push((class, search));
+            kinds.push(match classify(frame.data(), snapshot) {
+                Class::V4(ours) => {
+                    let search = v4.seek(&ours);
+                    read_v4.push((ours, search));
+                    Kind::V4
+                }
+                Class::V6(ours) => {
+                    let search = v6.seek(&ours);
+                    read_v6.push((ours, search));
+                    Kind::V6
+                }
+                Class::NotOurs => Kind::Other(Decision::Punt),
+                Class::Drop(reason) => Kind::Other(Decision::Drop(reason)),
+            });
         }
-        for (class, search) in &mut read {
-            match (class, search) {
-                (Class::V4(_), Some(search)) => v4.flows.narrow(search),
-                (Class::V6(_), Some(search)) => v6.flows.narrow(search),
-                _ => {}
-            }
-        }
-        for ((class, search), frame) in read.iter().zip(frames.iter_mut()) {
-            let decision = match class {
-                Class::V4(ours) => v4.decide(&mut cx, ours, *search, frame),
-                Class::V6(ours) => decide_v6(v6, &mut cx, ours, *search, frame),
-                Class::NotOurs => Decision::Punt,
-                Class::Drop(reason) => Decision::Drop(*reason),
+        read_v4
+            .iter_mut()
+            .filter_map(|(_, search)| search.as_mut())
+            .for_each(|search| v4.flows.narrow(search));
+        read_v6
+            .iter_mut()
+            .filter_map(|(_, search)| search.as_mut())
+            .for_each(|search| v6.flows.narrow(search));
+        let (mut read_v4, mut read_v6) = (read_v4.iter(), read_v6.iter());
+        for (kind, frame) in kinds.iter().zip(frames.iter_mut()) {
+            let decision = match kind {
+                Kind::V4 => {
+                    let (ours, search) = read_v4.next().expect("an entry was made for every such frame");
+                    v4.decide(&mut cx, ours, *search, frame)
+                }
+                Kind::V6 => {
+                    let (ours, search) = read_v6.next().expect("an entry was made for every such frame");
+                    decide_v6(v6, &mut cx, ours, *search, frame)
+                }
+                Kind::Other(decision) => *decision,
             };
             cx.count(decision);
             verdicts.push(decision.into());
@@ -176,6 +193,14 @@ impl Program for Pipeline {
         pool.free_all(self.v4.fragments.drain().map(|held| held.frame));
         pool.free_all(self.v6.fragments.drain().map(|held| held.frame));
     }
+}
+
+/// In which list a frame of a burst is, or what becomes of it.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    V4,
+    V6,
+    Other(Decision),
 }
 
 /// IPv6 in a function of its own: inlined it would make the one around it so big that IPv4 gets slower.
