@@ -2,6 +2,7 @@
 //! replaced meanwhile: no worker's thread calls the allocator once, be it to get memory or to give it back.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod schedulers;
 mod traffic;
 mod workers;
 mod world;
@@ -14,7 +15,7 @@ use shunt_engine::report::WorkerCounter;
 
 use traffic::{PARTS, PASSERS_BY};
 use workers::{SLICE, Workers};
-use world::{every, lasting_slots};
+use world::{Kind, THRESHOLDS, every};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -27,13 +28,18 @@ const ROUND: Duration = Duration::from_secs(250 * PARTS as u64);
 const RELOAD_EVERY: usize = 64;
 
 /// What has to happen while nothing is allocated.
-const EVENTS: [Event; 14] = [
+const EVENTS: [Event; 19] = [
     Event::Forwarded,
     Event::NotOurs,
     Event::HandedOff,
     Event::ConnectionsOpened,
     Event::ConnectionsExpired,
     Event::ConnectionsReused,
+    Event::ConnectionsDrained,
+    Event::DrainProbes,
+    Event::TemplatesFollowed,
+    Event::TemplatesMoved,
+    Event::TemplatesOverflowed,
     Event::ResetsSent,
     Event::IcmpSent,
     Event::IcmpForwarded,
@@ -90,13 +96,14 @@ struct Counts {
 
 impl Counts {
     fn of(workers: &Workers) -> Self {
-        let slots = || every().map(|(mode, protocol)| lasting_slots(mode, protocol));
         let fields = [ServerField::Connections, ServerField::PacketsIn, ServerField::PacketsOut];
         Self {
             events: EVENTS.iter().map(|&event| workers.count(counters::event(event))).collect(),
             gone: workers.count(counters::drop_reason(DropReason::ServerGone)),
-            servers: slots()
-                .map(|slots| fields.map(|field| slots.clone().map(|slot| workers.server(slot, field)).sum()))
+            servers: every()
+                .map(|kind| {
+                    fields.map(|field| kind.lasting_slots().map(|slot| workers.server(slot, field)).sum())
+                })
                 .collect(),
         }
     }
@@ -119,15 +126,21 @@ fn a_million_packets_with_reloads_between_them_allocate_and_free_nothing_on_any_
         println!("{}: {}", event.name(), after - before);
         assert!(after > before, "{} did not happen", event.name());
     }
+    println!("server gone: {}", after.gone - before.gone);
     assert!(after.gone > before.gone, "no reload took a server from a connection");
-    for (((mode, protocol), before), after) in every().zip(&before.servers).zip(&after.servers) {
+    for ((kind, before), after) in every().zip(&before.servers).zip(&after.servers) {
         let [opened, to_server, to_client] = [0, 1, 2].map(|field: usize| after[field] - before[field]);
-        let what = format!("{} {protocol}: {opened} opened, {to_server} in, {to_client} out", mode.name());
+        let what = format!("{}: {opened} opened, {to_server} in, {to_client} out", kind.name());
         println!("{what}");
         // A client that comes again opens a connection only when its old one is gone.
         assert!(opened >= 2 * u64::from(PASSERS_BY) && to_server > opened, "{what}");
-        assert_eq!(to_client > 0, mode.sees_replies(), "{what}");
+        assert_eq!(to_client > 0, kind.mode.sees_replies(), "{what}");
     }
+    let live = [ServerField::Active, ServerField::Inactive];
+    let live = |slot| live.map(|field| workers.server(slot, field)).iter().sum::<u64>();
+    let narrow: Vec<_> = every().filter_map(Kind::narrow_slot).map(live).collect();
+    println!("connections of servers with thresholds: {narrow:?}");
+    assert!(narrow.iter().all(|live| (1..=u64::from(THRESHOLDS.upper)).contains(live)), "{narrow:?}");
     for counter in [WorkerCounter::HandoffOut, WorkerCounter::HandoffIn, WorkerCounter::Sleeps] {
         println!("{}: {:?}", counter.name(), workers.engine(counter));
     }

@@ -114,9 +114,9 @@ impl Workers {
         let config = MemConfig { mac: US, queues: QUEUES, depth: 1024, ..MemConfig::default() };
         let (mut port, wire) = MemPort::open(config).unwrap();
         let clock = Clock::manual(Instant::from_nanos(1_000_000_000_000));
-        let (publisher, readers) = publish::channel(world::snapshot(0), usize::from(WORKERS));
+        let (publisher, readers) = publish::channel(world::snapshot(0, clock.now()), usize::from(WORKERS));
         let first = world::config(0);
-        let agreed = Agreed::new(1024, first.max_servers, first.secret);
+        let agreed = Agreed::new(4096, first.max_servers, first.secret);
         let mut programs: Vec<_> = readers
             .into_iter()
             .zip(0..)
@@ -223,7 +223,7 @@ impl Workers {
     /// Publishes the next generation. Whoever still works with an older one keeps it.
     pub(crate) fn publish(&mut self) {
         self.generation += 1;
-        self.publisher.publish(world::snapshot(self.generation));
+        self.publisher.publish(world::snapshot(self.generation, self.clock.now()));
         self.publisher.reclaim();
         self.running.wakers().wake_all();
     }
