@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::compile::{OpenPort, exit};
 use crate::config::{Config, Listen, Service};
 use crate::kernel::{Kernel, Way};
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::{Netlink, NetlinkError, Tables};
 
 /// What we changed in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +185,9 @@ pub async fn add(
     netlink: &Netlink,
     ledger: &mut Ledger,
 ) -> Result<Vec<(u32, IpAddr)>, AddressError> {
+    // An address that has just been removed, because it belongs on another link now, is missing here.
+    let mut kernel = kernel.clone();
+    netlink.reread(&mut kernel, Tables { addresses: true, ..Tables::default() }).await?;
     let missing = wanted.iter().filter(|(_, address)| !kernel.has_address(*address));
     let named = missing.filter_map(|&(link, address)| Some((link, kernel.link(link)?.name.clone(), address)));
     let missing: Vec<_> = named.collect();

@@ -461,3 +461,89 @@ fn a_neighbour_that_somebody_configured_is_left_alone() {
         assert!(shown.contains("PERMANENT"), "{shown}");
     });
 }
+
+#[test]
+fn a_route_is_read_again_when_only_its_nexthop_group_has_changed() {
+    let (director, _server) = pair("nexthops");
+    director.ip("nexthop add id 1 via 10.0.0.11 dev d0");
+    director.ip("nexthop add id 2 via 10.0.0.12 dev d0");
+    director.ip("nexthop add id 3 group 1/2");
+    director.ip("route add 192.0.2.0/24 nhid 3");
+    inside(&director, || async {
+        let mut events = Events::open().unwrap();
+        let netlink = Netlink::open().unwrap();
+        let ways = |kernel: &Kernel| kernel.route_to(ip("192.0.2.9")).map_or(0, |route| route.paths.len());
+        assert_eq!(ways(&netlink.read().await.unwrap()), 2);
+        let quiet = async { while events.changed().await.routes {} };
+        let _ = tokio::time::timeout(Duration::from_millis(500), quiet).await;
+        director.ip("nexthop del id 2");
+        let told = tokio::time::timeout(Duration::from_secs(5), events.changed()).await;
+        assert!(told.expect("a change is told").routes);
+        assert_eq!(ways(&netlink.read().await.unwrap()), 1);
+    });
+}
+
+#[test]
+fn what_the_kernel_has_learnt_about_one_destination_is_no_route() {
+    let (director, server) = pair("learnt");
+    director.ip("route add 192.0.2.0/24 via 10.0.0.11");
+    server.ip("link add x0 mtu 1000 type veth peer name x1");
+    server.ip("link set x1 up");
+    server.ip("addr add 192.0.2.1/24 dev x0");
+    server.ip("link set x0 up");
+    server.run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    director.run("sh", &["-c", "ping -c2 -W1 -M do -s 1300 192.0.2.9 || true"]);
+    let learnt = director.run("ip", &["route", "get", "192.0.2.9"]);
+    assert!(learnt.contains("mtu 1000"), "{learnt}");
+    inside(&director, || async {
+        let kernel = Netlink::open().unwrap().read().await.unwrap();
+        let route = kernel.route_to(ip("192.0.2.9")).unwrap();
+        assert_eq!((route.prefix.len(), route.mtu), (24, None));
+    });
+}
+
+#[test]
+fn an_ipv4_route_by_an_ipv6_gateway_leads_to_that_gateway() {
+    let (director, _server) = pair_v6("via6");
+    director.ip("addr add 10.0.0.1/24 dev d0");
+    director.ip("route add 192.0.2.0/24 via inet6 fe80::11 dev d0");
+    director
+        .ip("route add 198.51.100.0/24 nexthop via inet6 fe80::11 dev d0 nexthop via inet6 fe80::12 dev d0");
+    inside(&director, || async {
+        let kernel = Netlink::open().unwrap().read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let gateway = |address| Way::Gateway(link, ip(address));
+        assert_eq!(kernel.route_to(ip("192.0.2.9")).unwrap().way(), gateway("fe80::11"));
+        let several = kernel.route_to(ip("198.51.100.9")).unwrap();
+        let ways: Vec<_> = several.paths.iter().map(|path| path.way).collect();
+        assert_eq!(ways, [gateway("fe80::11"), gateway("fe80::12")]);
+    });
+}
+
+#[test]
+fn an_address_of_ours_that_belongs_on_another_link_moves_there() {
+    let (director, _server) = pair_v6("moves");
+    director.ip("link add d1 type veth peer name p1");
+    director.ip("link set d1 up");
+    let scratch = Scratch::new("moves");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = |name| kernel.link_named(name).unwrap().index;
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        for address in ["203.0.113.10", "2001:db8:cb::10"].map(ip) {
+            addresses::add(&[(link("d0"), address)].into(), &kernel, &netlink, &mut ledger).await.unwrap();
+        }
+        let kernel = netlink.read().await.unwrap();
+        let wanted = ["203.0.113.10", "2001:db8:cb::10"].map(|address| (link("d1"), ip(address))).into();
+        addresses::remove(&wanted, &kernel, &netlink, &mut ledger).await.unwrap();
+        let added = addresses::add(&wanted, &kernel, &netlink, &mut ledger).await.unwrap();
+        assert_eq!(BTreeSet::from_iter(added), wanted);
+        let now = netlink.read().await.unwrap();
+        for &(link, address) in &wanted {
+            let links: Vec<_> = now.addresses.iter().filter(|own| own.address == address).collect();
+            assert!(links.len() == 1 && links[0].link == link, "{links:?}");
+        }
+        assert_eq!(ledger.ours().addresses.len(), 2);
+    });
+}

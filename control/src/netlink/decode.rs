@@ -9,8 +9,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteType, RouteVia,
 };
 use shunt_engine::port::MacAddr;
 use shunt_engine::steer::Prefix;
@@ -72,6 +72,10 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     if table.unwrap_or(u32::from(message.header.table)) != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
+    // What the kernel has learnt about one destination (a path's MTU, a redirect) is gone one day without a word.
+    if message.header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
     let unspecified: IpAddr = match message.header.address_family {
         AddressFamily::Inet => std::net::Ipv4Addr::UNSPECIFIED.into(),
         AddressFamily::Inet6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -130,6 +134,10 @@ fn way(mut link: Option<u32>, attributes: &[RouteAttribute]) -> Option<Way> {
         match attribute {
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Gateway(address) => gateway = Some(ip(address)?),
+            // A gateway of the other family (RFC 8950).
+            RouteAttribute::Via(RouteVia::Inet(v4)) => gateway = Some((*v4).into()),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => gateway = Some((*v6).into()),
+            RouteAttribute::Via(_) => return None,
             _ => {}
         }
     }

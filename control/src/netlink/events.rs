@@ -34,6 +34,8 @@ impl Tables {
             24 | 25 => self.routes = true,
             // RTM_NEWNEIGH, RTM_DELNEIGH
             28 | 29 => self.neighbours = true,
+            // RTM_NEWNEXTHOP, RTM_DELNEXTHOP. A group that loses a member says nothing about the routes by it.
+            104 | 105 => self.routes = true,
             _ => {}
         }
     }
@@ -60,8 +62,8 @@ impl Events {
 
     fn open_socket() -> std::io::Result<Self> {
         let mut socket = TokioSocket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
-        // A bit per group: links, neighbours, IPv4 addresses and routes, IPv6 addresses and routes.
-        let groups = [1, 3, 5, 7, 9, 11].map(|group: u32| 1 << (group - 1)).iter().sum();
+        // A bit per group: links, neighbours, IPv4 addresses and routes, IPv6 addresses and routes, nexthop objects.
+        let groups = [1, 3, 5, 7, 9, 11, 32].map(|group: u32| 1 << (group - 1)).iter().sum();
         socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
         socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
         Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM_MAX) })
