@@ -65,19 +65,22 @@ impl<H: Harness> OneWay<H> {
         while carried < frames {
             let window = &window[..window.len().min((frames - carried) as usize)];
             self.harness.send(window);
-            let (mut back, mut last) = (0, Instant::now());
+            let (mut back, mut last, mut turns) = (0, Instant::now(), 0);
             while back < window.len() {
                 self.turn();
+                turns += 1;
                 let before = back;
                 while let Some(frame) = self.harness.recv() {
                     assert_eq!(number(&frame), back as u64, "{}: frames come back in order", self.name);
                     back += 1;
                 }
                 if back > before {
-                    last = Instant::now();
+                    (last, turns) = (Instant::now(), 0);
                 }
                 let done = carried + back as u64;
-                assert!(last.elapsed() < self.patience, "{}", self.stalled(done, frames));
+                // Time in which this thread did not run says nothing about the port.
+                let waits = last.elapsed() < self.patience || turns < TURNS;
+                assert!(waits, "{}", self.stalled(done, frames));
                 std::thread::yield_now();
             }
             carried += back as u64;
@@ -168,3 +171,6 @@ impl Program for Turn {
 
 /// The longest that [`OneWay::carry`] may take: many times what the slowest port needs for ten million frames.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// Turns without a frame that make a stall: many more than a window takes.
+const TURNS: u32 = 1000;
