@@ -56,10 +56,10 @@ impl Sweep {
     /// How often silent sides are asked.
     const AGAIN: Duration = Duration::from_secs(1);
 
-    /// There is a new snapshot: its deadlines may be other ones.
+    /// There is a new snapshot: its deadlines may be other ones. A walk under way goes on, or the end of a big table
+    /// might never be reached; it sees to no deadline, so that another one follows.
     pub(crate) fn restart(&mut self) {
-        self.done = Instant::ZERO;
-        self.at = self.at.map(|_| 0);
+        (self.began, self.done) = (Instant::ZERO, Instant::ZERO);
     }
 
     /// When there is something to do next.
@@ -219,5 +219,114 @@ const fn opposite(direction: Direction) -> Direction {
     match direction {
         Direction::Request => Direction::Reply,
         Direction::Reply => Direction::Request,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_engine::mempool::PoolConfig;
+    use shunt_engine::program::EmitBuffer;
+    use shunt_engine::{Emit, Mempool, Origin, WorkerId};
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::agreed::Agreed;
+    use crate::conn::{Conn, Ticks, Timeouts};
+    use crate::counters::WorkerCounters;
+    use crate::pipeline::Config;
+    use crate::scheduler::SchedulerKind;
+    use crate::server::{Mode, ServerId};
+    use crate::service::{OutOfState, ServerGone, Service, ServiceId};
+    use crate::shared::Shared;
+    use crate::snapshot::Builder;
+    use crate::tuple::{Endpoint, V4};
+
+    const ID: ServerId = ServerId { slot: 0, generation: 1 };
+
+    /// One server, whose time to drain is over.
+    fn snapshot() -> Snapshot {
+        let service = Service {
+            id: ServiceId(0),
+            name: "dns".into(),
+            protocol: Protocol::Udp,
+            listen: Vec::new(),
+            scheduler: SchedulerKind::Rr.into(),
+            locals: Vec::new(),
+            out_of_state: OutOfState::Drop,
+            timeouts: Timeouts::default(),
+            persistence: None,
+            one_packet: false,
+            server_gone: ServerGone::Reset,
+        };
+        let server = Server {
+            id: ID,
+            service: service.id,
+            address: "10.0.0.11".parse().unwrap(),
+            port: None,
+            mode: Mode::Dr,
+            weight: 0,
+            drain_at: Some(Instant::from_nanos(1)),
+            down: false,
+            thresholds: None,
+            hop: None,
+        };
+        let mut builder = Builder::new();
+        builder.service(service, vec![server]);
+        builder.build()
+    }
+
+    fn flow(number: u32) -> Conn<V4> {
+        let client = Endpoint::new(V4(0x0a00_0000 + number), 40_000);
+        Conn {
+            client,
+            peer: client,
+            vip: Endpoint::new(V4(0xcb00_710a), 53),
+            server_id: ID,
+            timeout: Ticks(1 << 20),
+            mode: Mode::Dr as u8,
+            protocol: Protocol::Udp.number(),
+            state: State::Udp as u8,
+            ..Conn::new_zeroed()
+        }
+    }
+
+    #[test]
+    fn snapshots_that_come_faster_than_a_walk_neither_hold_it_up_nor_are_missed_by_it() {
+        const STEPS: u32 = 3;
+        let config = Config {
+            worker: WorkerId(0),
+            workers: 1,
+            secret: [1, 2],
+            max_connections: STEPS * Sweep::RECORDS,
+            max_services: 1,
+            max_servers: 1,
+        };
+        let (snapshot, mut counters) = (snapshot(), WorkerCounters::new(1));
+        let mut shared = Shared::new(config, Agreed::new(0, 1, [1, 2]));
+        let mut flows = Flows::<V4>::new(config).unwrap();
+        for number in 0..config.max_connections {
+            flows.table.insert(flow(number), Ticks(0)).unwrap();
+        }
+        let mut pool = Mempool::single(PoolConfig { chunks: 128, ..PoolConfig::default() }).unwrap();
+        let mut now = Instant::from_nanos(1 << 40);
+        let mut step = |flows: &mut Flows<V4>| {
+            let mut staged = EmitBuffer::new();
+            let emit = &mut Emit::new(&mut pool, &mut staged);
+            flows.drain(&mut Context::new(now, Origin::Port, &snapshot, &mut counters, &mut shared, emit));
+            now += Sweep::STEP;
+        };
+        for left in (0..STEPS).rev() {
+            step(&mut flows);
+            assert_eq!(flows.table.len() as u32, left * Sweep::RECORDS, "every step gets further");
+            flows.sweep.restart();
+        }
+        // What is new where the walk under way has been already is found by another one.
+        (0..config.max_connections).for_each(|i| _ = flows.table.insert(flow(i), Ticks(0)).unwrap());
+        step(&mut flows);
+        flows.table.insert(flow(config.max_connections), Ticks(0)).unwrap();
+        flows.sweep.restart();
+        (0..2 * STEPS).for_each(|_| step(&mut flows));
+        assert!(flows.table.is_empty());
+        assert_eq!(flows.sweep.due(&snapshot), None);
     }
 }
