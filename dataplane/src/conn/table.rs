@@ -12,7 +12,7 @@ use super::bucket::{Entry, Index, RECORDS_MAX};
 use super::wheel::{LINK_BYTES, Wheel};
 use super::{Conn, ConnFlags, Ticks};
 use crate::hash::KeyedHash;
-use crate::tuple::{Address, Endpoint, Tuple};
+use crate::tuple::{Address, Tuple};
 
 pub use super::bucket::Hash;
 
@@ -157,7 +157,8 @@ impl<A: Address> Table<A> {
     fn is_it(&self, tuple: &Tuple<A>, hit: Hit) -> bool {
         let conn = &self.records[hit.id.0 as usize];
         let (src, dst, can_be) = match hit.direction {
-            Direction::Request => (&conn.client, &conn.vip, true),
+            // Who has found one by its request before it was parked must not take it for his.
+            Direction::Request => (&conn.client, &conn.vip, !conn.flags.has(ConnFlags::PARKED)),
             Direction::Reply => (&conn.server, &conn.peer, conn.mode().sees_replies()),
         };
         *src == tuple.src && *dst == tuple.dst && conn.protocol == tuple.protocol.number() && can_be
@@ -270,10 +271,7 @@ impl<A: Address> Table<A> {
         let entry = Entry { record: id.0, direction: Direction::Request };
         let found = self.index.remove(self.hash(&request), entry);
         debug_assert!(found, "the keys of record {} were changed", id.0);
-        let conn = self.get_mut(id);
-        conn.flags.set(ConnFlags::PARKED, true);
-        // Who has found it by its request a moment ago must not take it for his.
-        conn.client = Endpoint::default();
+        self.get_mut(id).flags.set(ConnFlags::PARKED, true);
     }
 
     /// Looks at up to `budget` connections whose time may have come. Those idle for their timeout are removed and told
@@ -372,7 +370,7 @@ const HASH_PURPOSE: u64 = 1;
 mod tests {
     use super::*;
     use crate::server::Mode;
-    use crate::tuple::{Protocol, V4, V6};
+    use crate::tuple::{Endpoint, Protocol, V4, V6};
     use zerocopy::FromZeros;
 
     /// Connection number `i`: a client of its own, and in FULLNAT a local endpoint of its own.
@@ -459,6 +457,7 @@ mod tests {
         assert_eq!(find(&table, request), None);
         assert_eq!(table.lookup_from(guess, &request, table.hash(&request)), None);
         assert_eq!(find(&table, reply), Some(Hit { id, direction: Direction::Reply }));
+        assert_eq!(table.get(id).request(), request, "whose it was can still be shown");
         assert_eq!(table.insert(first, Ticks(0)), Err(InsertError::Exists), "its port is taken");
         let second = Conn { peer: Endpoint::new(V4(0x0b00_0001), 9), ..first };
         let other = table.insert(second, Ticks(0)).unwrap();
