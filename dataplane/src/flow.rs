@@ -525,7 +525,7 @@ fn forget<A: Ip>(
     }
 }
 
-/// Sends a datagram that is scheduled alone. Its `conn` lives no longer than this.
+/// Sends a datagram that is scheduled alone. Its `conn` lives no longer than this, and takes no place at its server.
 fn alone<A: Ip>(
     cx: &mut Context<'_, '_>,
     conn: &mut Conn<A>,
@@ -537,6 +537,7 @@ fn alone<A: Ip>(
     if let Some(template) = choice.template {
         cx.shared.agreed.templates.release(template, true, service.persistence.as_ref(), cx.ticks);
     }
+    cx.shared.doors.leave(choice.server.id);
     cx.counters.tenant(choice.server.id);
     cx.counters.event(Event::DatagramsScheduled);
     cx.counters.server_packet(choice.server.id, true, meta.l3_len().into());
