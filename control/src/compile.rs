@@ -48,13 +48,13 @@ pub fn compile(
         builder.port(port.info.clone());
     }
     let mut numbered = Vec::with_capacity(routes.len());
-    for Towards { prefix, keys, mtu } in routes {
+    for Towards { prefix, keys } in routes {
         let number = |&(key, weight): &(HopKey, u32)| {
             (numbers.hop(key).expect("every key was given a number just now"), weight)
         };
         let hops: Hops = keys.iter().map(number).collect();
         for (key, (id, _)) in keys.iter().zip(hops.iter()) {
-            builder.hop(id, view.hop(key.0, mtu));
+            builder.hop(id, view.hop(key.0));
         }
         builder.route(prefix, hops.clone());
         numbered.push((prefix, hops));
@@ -98,7 +98,6 @@ struct Towards {
     prefix: Prefix,
     /// The next hops, with their weights; at least one.
     keys: Vec<(HopKey, u32)>,
-    mtu: Option<u32>,
 }
 
 struct View<'a> {
@@ -125,8 +124,8 @@ impl View<'_> {
                 let route = self.kernel.route_to(address)?;
                 let Way::Attached(link) = route.way() else { return None };
                 self.exit(link)?;
-                let keys = vec![(HopKey::Station(link, address), 1)];
-                Some(Towards { prefix: Prefix::host(address), keys, mtu: route.mtu })
+                let keys = vec![(HopKey::Station(link, address, route.mtu), 1)];
+                Some(Towards { prefix: Prefix::host(address), keys })
             })
             .collect();
         servers.sort_by_key(|towards| towards.prefix);
@@ -136,23 +135,23 @@ impl View<'_> {
     }
 
     fn route(&self, route: &Route) -> Option<Towards> {
-        let Route { prefix, mtu, .. } = *route;
+        let prefix = route.prefix;
         let keys: Vec<_> =
-            route.paths.iter().filter_map(|path| Some((self.key(prefix, path.way)?, path.weight))).collect();
+            route.paths.iter().filter_map(|path| Some((self.key(route, path.way)?, path.weight))).collect();
         if keys.is_empty() {
             // It leaves by an interface that is no port. The packets must not take a wider route of ours instead.
-            return (!prefix.is_empty()).then(|| Towards { prefix, keys: vec![(HopKey::Nowhere, 1)], mtu });
+            return (!prefix.is_empty()).then(|| Towards { prefix, keys: vec![(HopKey::Nowhere, 1)] });
         }
         // A path whose station does not answer is no path, as long as there is another.
         let alive: Vec<_> = keys.iter().copied().filter(|&(key, _)| self.is_reachable(key)).collect();
-        Some(Towards { prefix, keys: if alive.is_empty() { keys } else { alive }, mtu })
+        Some(Towards { prefix, keys: if alive.is_empty() { keys } else { alive } })
     }
 
-    fn key(&self, prefix: Prefix, way: Way) -> Option<HopKey> {
+    fn key(&self, &Route { prefix, mtu, .. }: &Route, way: Way) -> Option<HopKey> {
         self.exit(way.link()?)?;
         match way {
-            Way::Attached(link) => Some(HopKey::Attached(link, prefix)),
-            Way::Gateway(link, gateway) => Some(HopKey::Station(link, gateway)),
+            Way::Attached(link) => Some(HopKey::Attached(link, prefix, mtu)),
+            Way::Gateway(link, gateway) => Some(HopKey::Station(link, gateway, mtu)),
             Way::Nowhere => None,
         }
     }
@@ -160,18 +159,22 @@ impl View<'_> {
     fn is_reachable(&self, key: HopKey) -> bool {
         match key {
             HopKey::Attached(..) => true,
-            HopKey::Station(link, address) => {
+            HopKey::Station(link, address, _) => {
                 self.kernel.neighbour(link, address).is_some_and(|station| station.mac.is_some())
             }
             HopKey::Nowhere => false,
         }
     }
 
-    fn hop(&self, key: HopKey, route_mtu: Option<u32>) -> NextHop {
-        let (link, station, own) = match key {
-            HopKey::Attached(link, network) => (link, None, self.own_address(link, network.address())),
-            HopKey::Station(link, address) => (link, Some(address), self.own_address(link, address)),
-            HopKey::Nowhere => (0, None, None),
+    fn hop(&self, key: HopKey) -> NextHop {
+        let (link, station, own, route_mtu) = match key {
+            HopKey::Attached(link, network, mtu) => {
+                (link, None, self.own_address(link, network.address()), mtu)
+            }
+            HopKey::Station(link, address, mtu) => {
+                (link, Some(address), self.own_address(link, address), mtu)
+            }
+            HopKey::Nowhere => (0, None, None, None),
         };
         let neighbour = station.and_then(|address| self.kernel.neighbour(link, address));
         let known = self.kernel.link(link);
@@ -371,6 +374,23 @@ mod tests {
         let (all, third) = hops(&kernel);
         assert_eq!(all, [(Some(51), 1), (Some(52), 3)]);
         assert!(first != second && second != third, "flows look again");
+    }
+
+    #[test]
+    fn the_mtu_of_one_route_is_not_that_of_others_by_the_same_gateway() {
+        for narrow_first in [false, true] {
+            let mut kernel = director();
+            let gateway = Way::Gateway(2, ip("203.0.113.254"));
+            let narrow = Route { mtu: Some(1400), ..route("192.0.2.0/24", gateway) };
+            kernel.routes.insert(if narrow_first { 0 } else { kernel.routes.len() }, narrow);
+            let mut numbers = Numbers::default();
+            let snapshot =
+                compile(&config(FILE), &kernel, &ports(&kernel), &mut numbers, &Snapshot::default()).unwrap();
+            let hop = |address: &str| snapshot.hop(snapshot.route(ip(address)).unwrap()).unwrap();
+            let (narrow, wide) = (hop("192.0.2.5"), hop("198.51.100.200"));
+            assert_eq!((narrow.mtu, wide.mtu), (1400, 1500));
+            assert!(narrow.destination.is_some() && narrow.destination == wide.destination);
+        }
     }
 
     #[test]

@@ -48,13 +48,14 @@ pub struct Numbers {
     routes_generation: u32,
 }
 
-/// What makes a next hop the same next hop: the kernel's link and where on it.
+/// What makes a next hop the same next hop: the kernel's link, where on it, and the MTU of the routes that lead there if
+/// they have one of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HopKey {
     /// This network on this link: each packet's own destination.
-    Attached(u32, Prefix),
+    Attached(u32, Prefix, Option<u32>),
     /// One station on this link.
-    Station(u32, IpAddr),
+    Station(u32, IpAddr, Option<u32>),
     /// Nowhere.
     Nowhere,
 }
@@ -226,8 +227,8 @@ mod tests {
     fn hops_keep_their_number_while_they_are_named() {
         let mut numbers = Numbers::default();
         let network = Prefix::new(IpAddr::from([10, 0, 0, 0]), 24).unwrap();
-        let station = |last| HopKey::Station(3, IpAddr::from([10, 0, 0, last]));
-        numbers.assign_hops(&[station(1), station(2), HopKey::Attached(3, network)].into()).unwrap();
+        let station = |last| HopKey::Station(3, IpAddr::from([10, 0, 0, last]), None);
+        numbers.assign_hops(&[station(1), station(2), HopKey::Attached(3, network, None)].into()).unwrap();
         let kept = numbers.hop(station(2)).unwrap();
         numbers.assign_hops(&[station(2), station(9)].into()).unwrap();
         assert_eq!(numbers.hop(station(2)), Some(kept));
