@@ -3,7 +3,11 @@
 //! A server with a `drain` time drains from the moment its weight becomes 0, or a reload leaves it out of its service.
 //! When the time is over, workers reset what is left. One that was left out stays in the configuration in force, with
 //! weight 0, until that is done. Without a `drain` time a server of weight 0 keeps its connections until they end, and
-//! one that is left out loses them at once; so does every server of a service that is left out.
+//! one that is left out loses them at once; so does every server of a service that is left out, and one whose address
+//! becomes a VIP or a local address.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
 
 use shunt_engine::{Duration, Instant};
 
@@ -31,13 +35,19 @@ pub fn deadline(server: &Server) -> Option<Instant> {
 /// Notes in `config` which of its servers drain at `now`, and since when, given what was in force `before`. Servers that
 /// were in force and are not in `config` are added, as long as they drain.
 pub fn carry_over(before: Option<&Config>, config: &mut Config, now: Instant) {
+    let floating: HashSet<IpAddr> = config.floating().collect();
     for service in &mut config.services {
         let before = before.and_then(|before| before.services.iter().find(|old| old.name == service.name));
-        carry_over_service(before, service, now);
+        carry_over_service(before, service, &floating, now);
     }
 }
 
-fn carry_over_service(before: Option<&Service>, service: &mut Service, now: Instant) {
+fn carry_over_service(
+    before: Option<&Service>,
+    service: &mut Service,
+    floating: &HashSet<IpAddr>,
+    now: Instant,
+) {
     let before = before.map_or(&[][..], |before| &before.servers);
     let key = |server: &Server| server_key("", server);
     for server in service.servers.iter_mut().filter(|server| server.weight == 0) {
@@ -45,7 +55,8 @@ fn carry_over_service(before: Option<&Service>, service: &mut Service, now: Inst
         let since = old.and_then(|old| old.draining).map_or(now, |draining| draining.since);
         server.draining = Some(Draining { since, left_out: false });
     }
-    for old in before.iter().filter(|old| old.drain.is_some()) {
+    // An address that is a VIP or local from now on leads to no server any more.
+    for old in before.iter().filter(|old| old.drain.is_some() && !floating.contains(&old.address)) {
         let stays = service.servers.iter().any(|server| key(server) == key(old));
         let since = old.draining.map_or(now, |draining| draining.since);
         let leaving = Server { weight: 0, draining: Some(Draining { since, left_out: true }), ..old.clone() };
@@ -79,6 +90,8 @@ fn has_left(server: &Server, now: Instant) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use shunt_engine::steer::Prefix;
+
     use super::*;
 
     /// A service whose servers are (last byte of the address, weight, drain time).
@@ -155,6 +168,15 @@ mod tests {
         // Named again in time, it is a server like any other.
         let back = reload(&third, &[(11, 2, Some("30s"))], 120);
         assert_eq!(servers(&back), [is("11", 2, None)]);
+    }
+
+    #[test]
+    fn a_server_left_out_is_gone_at_once_when_its_address_becomes_the_directors() {
+        let first = config(&[(11, 1, Some("30s")), (12, 1, Some("30s"))]);
+        let mut second = config(&[]);
+        second.services[0].listen[0].prefix = Prefix::host("10.0.0.11".parse().unwrap());
+        carry_over(Some(&first), &mut second, at(100));
+        assert_eq!(servers(&second), [is("12", 0, Some(130))]);
     }
 
     #[test]
