@@ -141,6 +141,8 @@ impl Inquiry {
     pub fn begin(&mut self) -> bool {
         self.collect();
         let Some(batch) = &mut self.batch else { return false };
+        // Room is reserved on top of what the dump before has left.
+        batch.found.clear();
         batch.found.reserve_exact(BATCH_LEN);
         self.ask(Some(0));
         true
@@ -317,6 +319,19 @@ mod tests {
         let clients: Vec<_> = shown.iter().map(|shown| shown.client.to_string()).collect();
         let expected = ["10.0.0.0:40000", "10.0.0.1:40000", "[2001:db8::]:40000", "[2001:db8::1]:40000"];
         assert_eq!(clients, expected);
+    }
+
+    #[test]
+    fn dumps_that_are_given_up_one_after_the_other_need_no_more_memory() {
+        let ((v4, v6), mut dumps) = (tables(5_000), Dumps::default());
+        let mut inquiry = dumps.open().remove(0);
+        for _ in 0..10 {
+            assert!(inquiry.begin());
+            while dumps.work(|from, limit, found| scan((&v4, &v6), from, limit, Ticks(0), found)) {}
+            inquiry.collect();
+            let room = inquiry.batch.as_ref().map(|batch| batch.found.capacity());
+            assert!(room.is_some_and(|room| room < 2 * BATCH_LEN), "{room:?}");
+        }
     }
 
     #[test]
