@@ -354,14 +354,13 @@ impl<A: Ip> Flows<A> {
             server_id: server.id,
             last_seen: cx.ticks,
             timeout: service.timeouts.ticks(lasts_as),
-            client_hop: Conn::<A>::NO_HOP,
             routes: 0,
+            client_hop: Conn::<A>::NO_HOP,
             client_mac: [0; 6],
             state: state as u8,
             mode: server.mode as u8,
             protocol: tuple.protocol.number(),
             flags: ConnFlags::default(),
-            reserved: [0; 2],
         })
     }
 

@@ -402,7 +402,7 @@ fn learn_client<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>, frame: &Frame) 
 
 #[inline]
 fn refresh_route<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
-    let generation = cx.snapshot.routes_generation() as u16;
+    let generation = cx.snapshot.routes_generation();
     if conn.routes != generation || conn.client_hop == Conn::<A>::NO_HOP {
         let hops = cx.snapshot.hops(conn.client.address.to_ip());
         conn.client_hop = hops.map_or(Conn::<A>::NO_HOP, |hops| hops.of(|| cx.shared.path_of(conn)).0);

@@ -91,10 +91,10 @@ pub struct Conn<A> {
     pub last_seen: Ticks,
     /// Idle time after which the record goes, in ticks.
     pub timeout: Ticks,
+    /// The generation of the routes `client_hop` was looked up in.
+    pub routes: u32,
     /// Next hop towards the client ([`crate::neigh::HopId`]), valid for the routes of `routes`.
     pub client_hop: u16,
-    /// Low bits of the generation of the routes `client_hop` was looked up in.
-    pub routes: u16,
     /// Link address client packets came from: the destination when the client's network is attached.
     pub client_mac: [u8; 6],
     /// [`State`](super::State) as a number.
@@ -105,8 +105,6 @@ pub struct Conn<A> {
     pub protocol: u8,
     /// One-bit facts.
     pub flags: ConnFlags,
-    /// Makes the record a whole number of words.
-    pub reserved: [u8; 2],
 }
 
 impl<A: Address> Conn<A> {

@@ -222,7 +222,8 @@ impl World {
             builder.service(service, servers);
         }
         let ways: u32 = self.ways.iter().map(|way| 2 << way).sum();
-        builder.routes_generation(u32::from(self.clients_routed) + ways);
+        // Not even generations that have the low bits in common are the same.
+        builder.routes_generation((u32::from(self.clients_routed) + ways) << 16);
         builder.build()
     }
 
