@@ -71,7 +71,8 @@ fn twice(vip: &str) {
         assert_eq!(reused, PORTS, "every port of the second round was remembered from the first");
     }
     assert!(reused > 0 && counter("ports_reused") == 0);
-    // A dropped or misled first SYN costs its client a second, and is sent again. A busy machine may be late for a few.
+    // A dropped or misled first SYN costs its client a second, and is sent again. A busy machine loses
+    // some in its queues; a director that does not take new connections for old ones loses all of a round.
     let again: usize = lab
         .sh(
             "client",
@@ -81,5 +82,5 @@ fn twice(vip: &str) {
         .trim()
         .parse()
         .unwrap();
-    assert!(again <= PORTS / 1000, "{again} SYNs were sent again");
+    assert!(again <= PORTS / 20, "{again} SYNs were sent again");
 }

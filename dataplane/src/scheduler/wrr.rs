@@ -12,7 +12,8 @@ pub(super) fn pick(
     seed: u64,
 ) -> Option<usize> {
     let takers = candidates.iter().filter(|candidate| servers.takes(candidate));
-    let total: u64 = takers.map(|candidate| u64::from(candidate.weight)).sum();
+    let (count, total) =
+        takers.fold((0, 0), |(n, sum), candidate| (n + 1, sum + u64::from(candidate.weight)));
     if total == 0 {
         return None;
     }
@@ -21,15 +22,21 @@ pub(super) fn pick(
         state.total = total;
     }
     let mut best: Option<(usize, i64)> = None;
+    let (turn, mut taker) = (random(seed, 0) % count, 0);
     for (place, candidate) in candidates.iter().enumerate() {
         if !servers.takes(candidate) {
             continue;
         }
         let server = servers.tenant(candidate.id);
-        // Less than a round's worth, at random: where the sequence starts, and less than one pick of unfairness.
-        let start = || (random(seed, u64::from(candidate.id.slot)) % total) as i64;
+        // Less than a round's worth, and less down the list from where the sequence starts: less than one pick of
+        // unfairness, and servers of equal weight take turns in the list's order.
+        let start = || {
+            let behind = (taker + count - turn) % count;
+            (total - 1 - behind * total / count) as i64
+        };
         let credit = server.credit.unwrap_or_else(start) + i64::from(candidate.weight);
         server.credit = Some(credit);
+        taker += 1;
         if best.is_none_or(|(_, most)| credit > most) {
             best = Some((place, credit));
         }
@@ -66,6 +73,22 @@ mod tests {
         let mut state = SchedulerState::new(1, weights.len(), 3);
         let picks: Vec<_> = (0..picks).map(|_| pick(&mut state, &pool).unwrap()).collect();
         picks.chunk_by(|a, b| a == b).map(<[u32]>::len).max().unwrap()
+    }
+
+    #[test]
+    fn servers_of_equal_weight_take_turns_in_the_lists_order_from_wherever_it_starts() {
+        for seed in 0..50 {
+            for weights in [vec![2; 5], vec![1, 0, 1, 1], vec![65_535; 3]] {
+                let pool = pool(WRR, &weights);
+                let mut state = SchedulerState::new(1, weights.len(), seed);
+                let picks: Vec<_> = (0..20).map(|_| pick(&mut state, &pool).unwrap()).collect();
+                let mut turns: Vec<_> = pool.candidates().iter().filter(|c| c.weight > 0).collect();
+                let first = turns.iter().position(|c| c.id.slot == picks[0]).unwrap();
+                turns.rotate_left(first);
+                let expected: Vec<_> = turns.iter().cycle().take(20).map(|c| c.id.slot).collect();
+                assert_eq!(picks, expected, "seed {seed}, {weights:?}");
+            }
+        }
     }
 
     #[test]
