@@ -378,6 +378,7 @@ fn a_neighbour_is_managed_follows_a_silent_change_of_address_and_is_forgotten() 
         server.ip("link set s0 address 02:00:00:00:00:99");
         server.ip("link set s0 up");
         let changed = Instant::now();
+        let mut asking = tokio::time::interval(neighbours::PROBE_INTERVAL);
         let mut kernel = netlink.read().await.unwrap();
         while mac(&kernel).is_none_or(|now| now == before) {
             assert!(
@@ -385,10 +386,10 @@ fn a_neighbour_is_managed_follows_a_silent_change_of_address_and_is_forgotten() 
                 "the new address is known within ten seconds"
             );
             neighbours::seek(&stations, &kernel, &netlink).await;
-            if let Ok(tables) = tokio::time::timeout(neighbours::PROBE_INTERVAL, events.changed()).await {
-                netlink.reread(&mut kernel, tables).await.unwrap();
-            } else {
-                neighbours::probe(&stations, &kernel, &netlink).await;
+            // As the daemon does: news does not put off the next question.
+            tokio::select! {
+                tables = events.changed() => netlink.reread(&mut kernel, tables).await.unwrap(),
+                _ = asking.tick() => neighbours::probe(&stations, &kernel, &netlink).await,
             }
         }
         assert!(director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
@@ -426,6 +427,7 @@ fn ipv6_neighbours_are_managed_link_local_ones_too() {
         // Addresses of IPv6 go with the link.
         server.ip("addr replace fd00::11/64 dev s0 nodad");
         let changed = Instant::now();
+        let mut asking = tokio::time::interval(neighbours::PROBE_INTERVAL);
         let mut kernel = netlink.read().await.unwrap();
         while mac(&kernel, "fd00::11").is_none_or(|now| Some(now) == before) {
             assert!(
@@ -433,10 +435,10 @@ fn ipv6_neighbours_are_managed_link_local_ones_too() {
                 "the new address is known within ten seconds"
             );
             neighbours::seek(&stations, &kernel, &netlink).await;
-            if let Ok(tables) = tokio::time::timeout(neighbours::PROBE_INTERVAL, events.changed()).await {
-                netlink.reread(&mut kernel, tables).await.unwrap();
-            } else {
-                neighbours::probe(&stations, &kernel, &netlink).await;
+            // As the daemon does: news does not put off the next question.
+            tokio::select! {
+                tables = events.changed() => netlink.reread(&mut kernel, tables).await.unwrap(),
+                _ = asking.tick() => neighbours::probe(&stations, &kernel, &netlink).await,
             }
         }
         neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();

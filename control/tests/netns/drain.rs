@@ -110,10 +110,10 @@ fn idle(lab: &Lab, vip: &str) -> JoinHandle<(String, Instant)> {
     end_of(child, "open\n")
 }
 
-/// A download that takes ten seconds.
+/// A download that takes 17 seconds.
 fn download(lab: &Lab, vip: &str) -> JoinHandle<(String, Instant)> {
     let mut command = lab.command("client", "curl");
-    command.args(["-s", "--limit-rate", "5M", "-o", "/dev/null", "-w"]);
+    command.args(["-s", "--limit-rate", "3M", "-o", "/dev/null", "-w"]);
     command.arg("%header{x-server} %{exitcode} %{size_download}").arg(format!("http://{vip}:8100/50m"));
     end_of(command.stdout(Stdio::piped()).spawn().unwrap(), "")
 }
