@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use crate::addresses::{self, AddressError, Ledger, LedgerError, Ours};
 use crate::admin::connections::Dumps;
 use crate::admin::socket::{SocketError, claim};
+use crate::admin::view::Reloaded;
 use crate::admin::{Ask, server};
 use crate::announce::announce;
 use crate::compile::{OpenPort, compile, stations};
@@ -281,10 +282,7 @@ impl Daemon {
             tokio::select! {
                 Some(tables) = changes.recv() => self.kernel_changed(tables).await,
                 Some(ask) = asked.recv() => self.answer(ask).await,
-                _ = signals.hangup.recv() => match self.reload().await {
-                    Ok(reloaded) => tracing::info!(generation = reloaded.generation, "reloaded"),
-                    Err(error) => tracing::error!("not reloaded, nothing has changed:\n{error}"),
-                },
+                _ = signals.hangup.recv() => drop(self.reload_and_log().await),
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
                 _ = probe.tick() => self.look_after().await?,
@@ -299,8 +297,18 @@ impl Daemon {
             Ask::Workers(answer) => drop(answer.send(self.workers_view())),
             Ask::Counters(answer) => drop(answer.send(self.counters_view())),
             Ask::Connections(answer) => drop(answer.send(self.connections_access())),
-            Ask::Reload(answer) => drop(answer.send(self.reload().await)),
+            Ask::Reload(answer) => drop(answer.send(self.reload_and_log().await)),
         }
+    }
+
+    /// A reload, whoever asked for it: the log tells what was in force when.
+    async fn reload_and_log(&mut self) -> Result<Reloaded, String> {
+        let reloaded = self.reload().await;
+        match &reloaded {
+            Ok(reloaded) => tracing::info!(generation = reloaded.generation, "reloaded"),
+            Err(error) => tracing::error!("not reloaded, nothing has changed:\n{error}"),
+        }
+        reloaded
     }
 
     /// What is due now and then.

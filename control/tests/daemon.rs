@@ -226,6 +226,10 @@ fn after_a_crash_the_guard_stands_and_the_next_start_or_cleanup_takes_over() {
     assert!(addresses.contains("203.0.113.77") && !addresses.contains("203.0.113.10/"), "{addresses}");
     refused(&lab.shunt(&["cleanup"]), "a daemon is running");
     assert_eq!(lab.end(rustix::process::Signal::KILL), None);
+    let mut elsewhere = Command::new("ip");
+    elsewhere.args(["netns", "exec", lab.peer.name(), SHUNT, "cleanup", "--socket"]).arg(lab.socket());
+    refused(&elsewhere.output().unwrap(), "nothing was removed: no interface");
+    assert!(lab.folder.join("shunt.state").exists(), "who is right must still find what was left");
     let cleaned = lab.shunt(&["cleanup"]);
     assert!(cleaned.status.success(), "{}", stderr(&cleaned));
     lab.is_clean();
@@ -247,6 +251,7 @@ fn a_reload_adds_and_removes_services_and_keeps_servers() {
     assert_eq!(status["services"].as_array().unwrap().len(), 2);
     assert_eq!(status["services"][0]["servers"][1]["weight"], 0);
     assert!(lab.addresses().contains("203.0.113.20/32"));
+    lab.logs("reloaded generation=");
     let guard = lab.shows("nft", &["list", "ruleset"]);
     assert!(guard.contains("203.0.113.20 . udp . 53") && guard.contains("@servers4"), "{guard}");
 

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use crate::addresses::{self, Ledger};
+use crate::addresses::{self, Ledger, Ours};
 use crate::admin::socket::is_alive;
 use crate::devices::PUNT_DEVICE;
+use crate::kernel::Kernel;
 use crate::netlink::Netlink;
 use crate::{guard, neighbours, offloads};
 
-/// Removes addresses, neighbours and guard table, and restores receive offloads. The kernel itself has removed XDP programs and the TUN device when
-/// the daemon died.
+/// Removes addresses, neighbours and guard table, and restores receive offloads. The kernel itself has removed XDP
+/// programs and the TUN device when the daemon died.
 pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
     super::runtime()?.block_on(async {
         if is_alive(socket).await {
@@ -26,6 +27,12 @@ pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
         }
         let mut ledger = Ledger::open(socket)?;
         let left = ledger.ours().clone();
+        if is_elsewhere(&left, &kernel) {
+            bail!(
+                "nothing was removed: no interface that the daemon of {} used is here; run this in its network namespace",
+                socket.display()
+            );
+        }
         // As at a polite stop: first the addresses, then the guard that kept the kernel from answering for them.
         addresses::remove(&BTreeSet::new(), &kernel, &netlink, &mut ledger).await?;
         neighbours::remove_all(&kernel, &netlink, &mut ledger).await?;
@@ -36,11 +43,17 @@ pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
             _ => {}
         }
         println!(
-            "removed {} addresses, {} neighbours and the guard table, restored {} receive offloads",
+            "removed {} addresses, {} neighbours and the guard table if there was one, restored {} receive offloads",
             left.addresses.len(),
             left.neighbours.len(),
             left.offloads.len()
         );
         Ok(())
     })
+}
+
+/// Whether what was left is in another network namespace, as far as names of interfaces tell.
+fn is_elsewhere(left: &Ours, kernel: &Kernel) -> bool {
+    let mut names = left.addresses.iter().map(|(name, _)| name).peekable();
+    names.peek().is_some() && names.all(|name| kernel.link_named(name).is_none())
 }

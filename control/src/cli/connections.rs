@@ -17,19 +17,18 @@ pub(super) fn connections(socket: &Path, query: &Query, json: bool) -> anyhow::R
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    if !json && go_on(out.write_all(HEAD.as_bytes())).is_break() {
-        return Ok(());
-    }
+    // The head waits for the daemon's consent: over a refusal it would look like an empty table.
+    let mut head = if json { "" } else { HEAD };
     let show = |line: &[u8]| match serde_json::from_slice(line) {
         _ if json => go_on(out.write_all(line)),
-        Ok(connection) => go_on(writeln!(out, "{}", row(&connection))),
+        Ok(connection) => go_on(writeln!(out, "{}{}", std::mem::take(&mut head), row(&connection))),
         Err(error) => {
             wrong = Some(error);
             ControlFlow::Break(())
         }
     };
     runtime()?.block_on(lines(socket, &path(query), show))?;
-    let _ = out.flush();
+    let _ = out.write_all(head.as_bytes()).and_then(|()| out.flush());
     wrong.map_or(Ok(()), |error| Err(error.into()))
 }
 

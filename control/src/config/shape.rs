@@ -41,8 +41,19 @@ fn report(text: &str, error: &toml::de::Error, diagnostics: &mut Diagnostics) ->
     let message = error.message();
     let Some((unknown, known)) = unknown_key(message) else {
         let table = text.get(place.clone()).is_some_and(|typed| typed.starts_with('['));
-        let message = message.replace("expected i64", "expected a whole number");
-        diagnostics.error(place, message, if table { "in this table" } else { "here" });
+        let is_list = message.ends_with("expected a sequence");
+        let message = message
+            .replace("expected i64", "expected a whole number")
+            .replace("invalid type: map", "invalid type: table")
+            .replace("expected a sequence", "expected a list");
+        let diagnostic = diagnostics.error(place, message, if table { "in this table" } else { "here" });
+        if is_list {
+            diagnostic.help(if table {
+                "write [[…]] with two brackets"
+            } else {
+                "write it in brackets: [ … ]"
+            });
+        }
         return false;
     };
     let diagnostic = diagnostics.error(place, format!("unknown key `{unknown}`"), "no such key here");

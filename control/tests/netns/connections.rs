@@ -55,6 +55,7 @@ fn connections_shows_what_is_open_in_each_mode() {
     let refused = lab.shunt().shunt(&["connections", "--state", "open"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("\"open\" is no state"), "{said}");
+    assert!(refused.stdout.is_empty(), "the head of the table would say that there are none");
     for download in &mut downloads {
         let _ = download.kill();
         let _ = download.wait();

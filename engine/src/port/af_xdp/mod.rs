@@ -192,7 +192,10 @@ fn attach(filter: &Filter, index: u32, config: &AfXdpConfig) -> Result<(Link, At
         let name = name.to_owned();
         let reason = match error.raw_os_error() {
             Some(libc::EBUSY | libc::EEXIST) => {
-                format!("another XDP program is attached; `ip link set dev {name} xdp off` removes it")
+                format!(
+                    "another XDP program is attached, perhaps that of another shunt; stop what attached it, or remove \
+                     what is left over with `ip link set dev {name} xdp off`"
+                )
             }
             Some(libc::ERANGE) => {
                 format!("{mode} XDP: the MTU is too large for the driver; lower it, or use generic mode")
