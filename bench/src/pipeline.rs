@@ -96,7 +96,7 @@ fn round<P: Program>(rig: &mut Rig<P>, packets: u64) -> Round {
 }
 
 /// CPU time of this thread: what other processes take away does not count.
-pub(crate) fn thread_cpu_ns() -> u64 {
+pub fn thread_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -26,8 +26,10 @@ const WAYS: usize = 8;
 const _: () = assert!(CAPACITY == 32_768);
 
 /// The table of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Destinations {
+    /// Keys the hash: clients choose destinations, and shall not choose whose place they take.
+    seed: u64,
     /// Empty until a service needs it.
     buckets: Box<[[Destination; WAYS]]>,
     /// Live destinations that had to make room.
@@ -48,6 +50,11 @@ pub(super) struct Destination {
 }
 
 impl Destinations {
+    /// A table without memory, which [`Self::allocate`] takes.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, buckets: Box::default(), evicted: 0 }
+    }
+
     /// Takes the memory, if that has not been done.
     pub(super) fn allocate(&mut self) {
         if self.buckets.is_empty() {
@@ -73,7 +80,7 @@ impl Destinations {
         }
         let V6([a, b, c, d]) = address;
         let high = u64::from(a ^ service.0.rotate_left(16)) << 32 | u64::from(b);
-        let hash = random(high, u64::from(c) << 32 | u64::from(d));
+        let hash = random(random(self.seed, high), u64::from(c) << 32 | u64::from(d));
         let bucket = &mut self.buckets[hash as usize % count];
         let key = Some((service, address));
         let place = match bucket.iter().position(|entry| entry.key == key) {
@@ -143,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_full_bucket_gives_up_what_was_not_asked_for_the_longest_and_counts_it() {
-        let (mut table, pool) = (Destinations::default(), pool(SchedulerKind::Lblc, &[1]));
+        let (mut table, pool) = (Destinations::new(7), pool(SchedulerKind::Lblc, &[1]));
         table.allocate();
         let all = 2 * CAPACITY as u32;
         for address in 0..all {
@@ -163,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_destination_is_forgotten_a_day_after_it_was_last_asked_for() {
-        let (mut table, pool) = (Destinations::default(), pool(SchedulerKind::Lblc, &[1]));
+        let (mut table, pool) = (Destinations::new(7), pool(SchedulerKind::Lblc, &[1]));
         table.allocate();
         let mut known = |now| {
             !table

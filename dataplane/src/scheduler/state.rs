@@ -73,7 +73,7 @@ impl SchedulerState {
         Self {
             services: vec![ServiceState::default(); services_max].into(),
             servers: Servers(vec![ServerState::default(); servers_max].into()),
-            destinations: Destinations::default(),
+            destinations: Destinations::new(seed),
             seed,
             worker: WorkerId(0),
             drawn: 0,
