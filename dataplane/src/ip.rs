@@ -5,7 +5,7 @@
 use shunt_engine::Frame;
 
 use crate::classify::{self, FragmentKey, Meta};
-use crate::forward::{NoHeadroom, tun};
+use crate::forward::{NoHeadroom, split, tun};
 use crate::icmp::{self, Quoted, Tunnelled};
 use crate::tuple::{Protocol, V4, V6};
 use crate::wire::extension::walk;
@@ -18,6 +18,8 @@ pub trait Ip: Family {
     const MTU_MIN: u16;
     /// Bytes that a tunnel adds to a packet.
     const TUNNEL_OVERHEAD: u16;
+    /// A packet of so many bytes passes a tunnel whatever the MTU of its way: if need be the packet around it is cut.
+    const TUNNEL_CARRIES: u16;
     /// Whether the checksum of an ICMP message covers the addresses of the packet it is in.
     const ICMP_COVERS_ADDRESSES: bool;
 
@@ -44,6 +46,10 @@ pub trait Ip: Family {
     fn encapsulate(frame: &mut Frame, l2_len: usize, src: Self, dst: Self, id: u16)
     -> Result<(), NoHeadroom>;
 
+    /// The fragments of `packet` that fit `mtu`; see [`split`]. `id` is their identification, if the version has one that
+    /// is not the packet's.
+    fn fragments(packet: &[u8], mtu: u16, id: u32) -> Option<split::Fragments<'_>>;
+
     /// Writes the RST that answers the TCP segment in `packet`; see [`emit`].
     #[must_use]
     fn reset(out: &mut Frame, packet: &[u8]) -> bool;
@@ -65,6 +71,8 @@ pub trait Ip: Family {
 impl Ip for V4 {
     const MTU_MIN: u16 = icmp::v4::MTU_MIN;
     const TUNNEL_OVERHEAD: u16 = ipip::OVERHEAD;
+    /// RFC 2003 §5.1: a packet that must not be cut inside must not be outside.
+    const TUNNEL_CARRIES: u16 = 0;
     const ICMP_COVERS_ADDRESSES: bool = false;
     const HEADER_LEN: usize = wire::ipv4::HEADER_LEN;
 
@@ -107,6 +115,10 @@ impl Ip for V4 {
         tun::encapsulate(frame, l2_len, src, dst, id)
     }
 
+    fn fragments(packet: &[u8], mtu: u16, _id: u32) -> Option<split::Fragments<'_>> {
+        split::fragments(packet, mtu)
+    }
+
     fn reset(out: &mut Frame, packet: &[u8]) -> bool {
         emit::reset(out, packet)
     }
@@ -131,6 +143,8 @@ impl Ip for V4 {
 impl Ip for V6 {
     const MTU_MIN: u16 = icmp::v6::MTU_MIN;
     const TUNNEL_OVERHEAD: u16 = ipv6::HEADER_LEN as u16;
+    /// RFC 2473 §7.1: no sender can be asked for less.
+    const TUNNEL_CARRIES: u16 = Self::MTU_MIN;
     const ICMP_COVERS_ADDRESSES: bool = true;
     const HEADER_LEN: usize = ipv6::HEADER_LEN;
 
@@ -170,6 +184,11 @@ impl Ip for V6 {
         _id: u16,
     ) -> Result<(), NoHeadroom> {
         tun::encapsulate_v6(frame, l2_len, src, dst)
+    }
+
+    /// None is longer than every link carries: an error about a fragment says too little of the packet inside to be of use.
+    fn fragments(packet: &[u8], mtu: u16, id: u32) -> Option<split::Fragments<'_>> {
+        split::tunnel_fragments(packet, mtu.min(Self::MTU_MIN), id)
     }
 
     fn reset(out: &mut Frame, packet: &[u8]) -> bool {

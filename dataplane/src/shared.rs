@@ -45,7 +45,7 @@ impl Shared {
             home: Home::new(config.workers, config.secret),
             paths: KeyedHash::new(config.secret, PATHS),
             schedulers: SchedulerState::new(services, servers, config.secret[0]).for_worker(config.worker),
-            originated: Originated::default(),
+            originated: Originated::new(config.worker, config.seed()),
             doors: Doors::new(agreed.occupancy.clone(), services),
             agreed,
             peers: Vec::new(),

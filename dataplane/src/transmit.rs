@@ -1,13 +1,13 @@
 //! The last stage: next hop, size, rewrite, link header. And what goes back when a packet cannot go on.
 
-use shunt_engine::{Frame, PortId};
+use shunt_engine::{Frame, PortId, WorkerId};
 
 use crate::classify::{Fragmentation, Meta};
 use crate::conn::Conn;
 use crate::counters::Event;
 use crate::emit::{Bare, RateLimit};
 use crate::flow::Context;
-use crate::forward::{self, dr, fullnat, nat, split};
+use crate::forward::{self, dr, fullnat, nat};
 use crate::icmp::{self, Quoted, Tunnelled};
 use crate::ip::Ip;
 use crate::neigh::{HopId, NextHop};
@@ -20,8 +20,28 @@ use crate::wire::ethernet::ethertype;
 pub struct Originated {
     icmp: RateLimit,
     resets: RateLimit,
-    /// Identification of the next outer IPv4 header.
+    /// Identification of the last outer IPv4 header.
     ip_id: u16,
+    /// Identification of the last IPv6 packet that was cut: the worker's number, and a count.
+    fragment_id: u32,
+}
+
+impl Originated {
+    /// What `worker` originates. `seed` says where its identifications begin: nobody else shall guess them (RFC 7739).
+    pub(crate) fn new(worker: WorkerId, seed: u64) -> Self {
+        let fragment_id = u32::from(worker.0) << Self::COUNT_BITS | seed as u32 & Self::COUNT;
+        Self { fragment_id, ..Self::default() }
+    }
+
+    /// At a million cut packets a second the same identification comes back after a minute, when the fragments of its
+    /// last packet are gone (RFC 8200 §4.5).
+    const COUNT_BITS: u32 = 26;
+    const COUNT: u32 = (1 << Self::COUNT_BITS) - 1;
+
+    fn next_fragment_id(&mut self) -> u32 {
+        self.fragment_id = self.fragment_id & !Self::COUNT | self.fragment_id.wrapping_add(1) & Self::COUNT;
+        self.fragment_id
+    }
 }
 
 /// A resolved next hop.
@@ -109,7 +129,8 @@ fn check<A: Ip>(
     }
     let room = link.hop.mtu.saturating_sub(overhead);
     let fits = meta.l3_len() <= room;
-    if !fits && meta.dont_fragment {
+    let carried = overhead > 0 && meta.l3_len() <= A::TUNNEL_CARRIES;
+    if !fits && meta.dont_fragment && !carried {
         icmp_back::<A>(cx, icmp::Error::TooBig { mtu: room.max(A::MTU_MIN) }, meta, frame);
         return Err(DropReason::MtuExceeded);
     }
@@ -158,13 +179,23 @@ fn dress<A: Ip>(
 fn leave_in_parts<A: Ip>(
     cx: &mut Context<'_, '_>,
     link: &Link<'_>,
-    tunnel: Option<(A, A)>,
+    mut tunnel: Option<(A, A)>,
     meta: &Meta,
-    frame: &Frame,
+    frame: &mut Frame,
 ) -> Decision {
-    let overhead = if tunnel.is_some() { A::TUNNEL_OVERHEAD } else { 0 };
-    let packet = &frame.data()[usize::from(meta.l3)..usize::from(meta.end)];
-    let Some(parts) = split::fragments(packet, link.hop.mtu.saturating_sub(overhead)) else {
+    let (mut start, mut end, mut mtu) = (usize::from(meta.l3), usize::from(meta.end), link.hop.mtu);
+    match tunnel {
+        Some((src, dst)) if A::TUNNEL_CARRIES > 0 => {
+            if A::encapsulate(frame, start, src, dst, 0).is_err() {
+                return Decision::Drop(DropReason::NoHeadroom);
+            }
+            (start, end, tunnel) = (0, frame.len(), None);
+        }
+        Some(_) => mtu = mtu.saturating_sub(A::TUNNEL_OVERHEAD),
+        None => {}
+    }
+    let id = cx.shared.originated.next_fragment_id();
+    let Some(parts) = A::fragments(&frame.data()[start..end], mtu, id) else {
         return Decision::Drop(DropReason::MtuExceeded);
     };
     // All parts or none: a receiver can do nothing with some.

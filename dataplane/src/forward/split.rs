@@ -1,11 +1,13 @@
-//! Cuts an IPv4 packet into fragments for a next hop with a smaller MTU, RFC 791 §3.2 "Fragmentation".
+//! Cuts a packet into fragments for a next hop with a smaller MTU.
 //!
-//! The packet may be a fragment itself: offsets and the more-fragments flag go on from its own. In TUN mode the inner
-//! packet is cut, for an MTU less the tunnel's overhead, and each part is encapsulated.
+//! In IPv4 any packet whose sender allows it, RFC 791 §3.2 "Fragmentation". It may be a fragment itself: offsets and the
+//! more-fragments flag go on from its own. In TUN mode the inner packet is cut, for an MTU less the tunnel's overhead,
+//! and each part is encapsulated. In IPv6 only what is ours: the packet around a tunnelled one, RFC 2473 §7.1.
 
 use shunt_engine::Frame;
 
 use crate::wire::ipv4::{DONT_FRAGMENT, HEADER_LEN, HEADER_LEN_MAX, MORE_FRAGMENTS, OFFSET_MASK, Packet};
+use crate::wire::{extension, ipv6, put_u16, put_u32};
 
 /// The fragments of `packet` (an IPv4 packet without link header and padding) that fit `mtu`, in order. `None` when it
 /// must not be cut, cannot be cut (an MTU without room for 8 bytes of data, offsets beyond 65 535), or is no packet.
@@ -25,6 +27,22 @@ pub fn fragments(packet: &[u8], mtu: u16) -> Option<Fragments<'_>> {
         mtu: usize::from(mtu),
         flags_offset: whole.flags_offset(),
         payload,
+        at: 0,
+    })
+}
+
+/// The fragments that fit `mtu` of `packet`, an IPv6 packet of our own around a tunnelled one, in order; `id` tells them
+/// from those of others. `None` when it is no such packet, or the MTU has no room for 8 bytes of data.
+pub fn tunnel_fragments(packet: &[u8], mtu: u16, id: u32) -> Option<Fragments<'_>> {
+    let whole = ipv6::Packet::new_checked(packet).ok()?;
+    let header = Header::before_tunnel_fragment(&packet[..ipv6::HEADER_LEN], id);
+    let room = usize::from(mtu).checked_sub(header.len)?;
+    (whole.next_header() == ipv6::protocol::IPV6 && room >= 8).then(|| Fragments {
+        first: header.clone(),
+        later: header,
+        mtu: usize::from(mtu),
+        flags_offset: 0,
+        payload: &packet[ipv6::HEADER_LEN..ipv6::HEADER_LEN + whole.payload().len()],
         at: 0,
     })
 }
@@ -84,7 +102,7 @@ impl Part<'_> {
     }
 }
 
-/// An IPv4 header with its options.
+/// An IPv4 header with its options, or an IPv6 header with a fragment header.
 #[derive(Clone, Debug)]
 struct Header {
     bytes: [u8; HEADER_LEN_MAX],
@@ -102,6 +120,16 @@ impl Header {
         let mut bytes = [0; HEADER_LEN_MAX];
         bytes[..header.len()].copy_from_slice(header);
         Self { bytes, len: header.len() }
+    }
+
+    /// An IPv6 header with a fragment header (RFC 8200 §4.5) between it and the packet inside.
+    fn before_tunnel_fragment(header: &[u8], id: u32) -> Self {
+        let mut outer = Self::new(header);
+        outer.bytes[6] = extension::kind::FRAGMENT;
+        outer.bytes[outer.len] = ipv6::protocol::IPV6;
+        put_u32(&mut outer.bytes, outer.len + 4, id);
+        outer.len += extension::HEADER_LEN;
+        outer
     }
 
     /// The header with only those options that every fragment carries.
@@ -130,9 +158,14 @@ impl Header {
         later
     }
 
-    /// Sets what differs from fragment to fragment.
+    /// Sets what differs from fragment to fragment. `flags_offset` is as IPv4 has it.
     fn finish(&mut self, flags_offset: u16, payload_len: usize) {
         debug_assert!(flags_offset & DONT_FRAGMENT == 0);
+        if self.bytes[0] >> 4 == 6 {
+            let more = u16::from(flags_offset & MORE_FRAGMENTS != 0);
+            put_u16(&mut self.bytes, ipv6::HEADER_LEN + 2, (flags_offset & OFFSET_MASK) << 3 | more);
+            return put_u16(&mut self.bytes, 4, (self.len - ipv6::HEADER_LEN + payload_len) as u16);
+        }
         self.bytes[0] = 0x40 | (self.len / 4) as u8;
         let total_len = ((self.len + payload_len) as u16).to_be_bytes();
         self.bytes[2..4].copy_from_slice(&total_len);
@@ -150,23 +183,27 @@ mod tests {
     use crate::wire::builder::PacketBuilder;
     use proptest::prelude::*;
 
-    /// The fragments' bytes, each written to a frame.
     fn cut(packet: &[u8], mtu: u16) -> Option<Vec<Vec<u8>>> {
+        fragments(packet, mtu).map(written)
+    }
+
+    fn cut_tunnel(packet: &[u8], mtu: u16) -> Option<Vec<Vec<u8>>> {
+        tunnel_fragments(packet, mtu, 0x0102_0304).map(written)
+    }
+
+    /// The fragments' bytes, each written to a frame.
+    fn written(parts: Fragments<'_>) -> Vec<Vec<u8>> {
         let (empty, mut pool) = frame(&[]);
         pool.free(empty);
-        let parts = fragments(packet, mtu)?;
-        Some(
-            parts
-                .map(|part| {
-                    let mut frame = pool.alloc().unwrap();
-                    assert!(part.write(&mut frame));
-                    assert_eq!(part.len(), frame.len());
-                    let bytes = frame.data().to_vec();
-                    pool.free(frame);
-                    bytes
-                })
-                .collect(),
-        )
+        let mut one = |part: Part<'_>| {
+            let mut frame = pool.alloc().unwrap();
+            assert!(part.write(&mut frame));
+            assert_eq!(part.len(), frame.len());
+            let bytes = frame.data().to_vec();
+            pool.free(frame);
+            bytes
+        };
+        parts.map(&mut one).collect()
     }
 
     /// Puts fragments back together by their offsets: offset of the first byte, the bytes, and whether more follow.
@@ -223,6 +260,33 @@ mod tests {
             if let Some(parts) = cut(&bytes, mtu) {
                 prop_assert!(parts.iter().all(|part| part.len() <= usize::from(mtu)));
             }
+            if sane && bytes.len() > 40 {
+                bytes[0] = 0x60;
+                bytes[6] = 41;
+            }
+            if let Some(parts) = cut_tunnel(&bytes, mtu) {
+                prop_assert!(parts.iter().all(|part| part.len() <= usize::from(mtu)));
+            }
+        }
+
+        #[test]
+        fn a_tunnels_fragments_fit_and_give_the_packet_inside_back(
+            inner in prop::collection::vec(any::<u8>(), 1..1400), mtu in 56u16..1500,
+        ) {
+            let packet = PacketBuilder::raw("2001:db8::1", "2001:db8::2", 41).payload(inner.clone()).ttl(9).build_ip();
+            let parts = cut_tunnel(&packet, mtu).unwrap();
+            prop_assert!(parts.iter().all(|part| part.len() <= usize::from(mtu)));
+            let mut back: Vec<u8> = Vec::new();
+            for (number, part) in parts.iter().enumerate() {
+                let (ip, upper) = (ipv6::Packet::new_checked(part).unwrap(), extension::walk(part).unwrap());
+                let fragment = upper.fragment.unwrap();
+                prop_assert_eq!((ip.hop_limit(), fragment.next_header, fragment.id), (9, 41, 0x0102_0304));
+                prop_assert_eq!((usize::from(fragment.offset), ip.payload().len() + 40), (back.len(), part.len()));
+                prop_assert_eq!(fragment.more, number + 1 < parts.len());
+                prop_assert!(!fragment.more || part[48..].len() % 8 == 0);
+                back.extend(&part[48..]);
+            }
+            prop_assert_eq!(back, inner);
         }
     }
 
@@ -258,6 +322,12 @@ mod tests {
         let last = PacketBuilder::raw("192.0.2.1", "192.0.2.2", 17).payload([1; 100]).fragment_offset(65_528);
         assert!(cut(&last.build_ip(), 68).is_none(), "an offset beyond 65535");
         assert!(cut(b"no packet", 68).is_none());
+        let tunnel = PacketBuilder::raw("2001:db8::1", "2001:db8::2", 41).payload([1; 100]).build_ip();
+        assert_eq!(cut_tunnel(&tunnel, 56).unwrap().len(), 13);
+        assert!(cut_tunnel(&tunnel, 55).is_none() && cut_tunnel(&tunnel, 0).is_none());
+        assert!(cut_tunnel(&tunnel[..50], 1280).is_none() && cut_tunnel(&packet.build_ip(), 1280).is_none());
+        let passing = PacketBuilder::udp("[2001:db8::1]:1", "[2001:db8::2]:2").payload([1; 100]).build_ip();
+        assert!(cut_tunnel(&passing, 100).is_none(), "somebody else's packet");
     }
 
     #[test]
