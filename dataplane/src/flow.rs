@@ -169,7 +169,10 @@ impl<A: Ip> Flows<A> {
             return self.server_gone(cx, packet, frame);
         };
         if hit.direction == Direction::Request && packet.opens() && may_be_replaced(conn, server, cx.ticks) {
-            return self.replace(cx, hit.id, packet, frame);
+            return match packet.tuple.protocol {
+                Protocol::Tcp => self.replace(cx, hit.id, packet, frame),
+                Protocol::Udp => self.beside(cx, hit, server, packet, frame),
+            };
         }
         self.table.get_mut(hit.id).flags.set(ConnFlags::AGAIN, true);
         self.pass(cx, hit, server, &packet.meta, frame)
@@ -200,6 +203,26 @@ impl<A: Ip> Flows<A> {
             return self.replace(cx, hit.id, packet, frame);
         }
         self.drained(cx, hit, server, packet, frame)
+    }
+
+    /// A datagram where one in pieces has left a record, for its fragments only: with one_packet each is scheduled alone.
+    #[cold]
+    fn beside(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        hit: Hit,
+        server: &Server,
+        packet: &Packet<A>,
+        frame: &mut Frame,
+    ) -> Decision {
+        let alone = cx.snapshot.service(server.service).is_some_and(|service| service.one_packet);
+        if alone && packet.meta.fragment != Fragmentation::Whole {
+            return self.pass(cx, hit, server, &packet.meta, frame);
+        }
+        if !alone {
+            self.close(cx, hit.id);
+        }
+        self.unknown(cx, packet, frame)
     }
 
     /// A first SYN takes the place of a connection that is over. In FULLNAT the new one has another local port: at the
@@ -341,11 +364,10 @@ impl<A: Ip> Flows<A> {
             Mode::Nat | Mode::Dr | Mode::Tun => tuple.src,
         };
         let state = match tuple.protocol {
-            Protocol::Tcp => State::None,
-            Protocol::Udp => State::Udp,
+            // With one_packet a datagram in pieces has a record, so that they stay together; it ends soon after.
+            Protocol::Udp if !service.one_packet => State::Udp,
+            Protocol::Udp | Protocol::Tcp => State::None,
         };
-        // With one_packet a datagram in pieces has a connection, so that they stay together; it ends soon after.
-        let lasts_as = if service.one_packet { State::None } else { state };
         Ok(Conn {
             client: tuple.src,
             vip: tuple.dst,
@@ -353,7 +375,7 @@ impl<A: Ip> Flows<A> {
             peer,
             server_id: server.id,
             last_seen: cx.ticks,
-            timeout: service.timeouts.ticks(lasts_as),
+            timeout: service.timeouts.ticks(state),
             routes: 0,
             client_hop: Conn::<A>::NO_HOP,
             client_mac: [0; 6],
@@ -402,6 +424,13 @@ impl<A: Ip> Flows<A> {
 
     /// Moves a connection to another state, with its timeout and its place in its server's load.
     pub(crate) fn enter(&mut self, cx: &mut Context<'_, '_>, id: ConnId, server: &Server, new: State) {
+        let conn = self.table.get(id);
+        if conn.flags.has(ConnFlags::TEMPLATE)
+            && new == State::Close
+            && State::from_number(conn.state).is_half_open()
+        {
+            self.forget_client(cx, id);
+        }
         let conn = self.table.get_mut(id);
         conn.state = new as u8;
         let (was_active, is_active) = (conn.flags.has(ConnFlags::ACTIVE), new.is_active());
@@ -415,6 +444,15 @@ impl<A: Ip> Flows<A> {
             cx.counters.server_sub(server.id, loses, 1);
             cx.shared.schedulers.changed(server.id, is_active);
         }
+    }
+
+    /// A handshake was refused: its client is not remembered for it.
+    #[cold]
+    fn forget_client(&mut self, cx: &mut Context<'_, '_>, id: ConnId) {
+        let Some(template) = self.held.template(id, self.table.get(id)) else { return };
+        let conn = self.table.get_mut(id);
+        conn.flags.set(ConnFlags::TEMPLATE, false);
+        let_go(conn, template, false, cx.ticks, cx.snapshot, cx.shared);
     }
 
     /// An ICMP error about a flow that lives here; `tuple` is what the quoted packet's receiver would answer.
@@ -516,12 +554,25 @@ fn forget<A: Ip>(
         shared.schedulers.closed(conn.server_id, active);
         shared.doors.leave(conn.server_id);
         if let Some(template) = template {
-            let service = snapshot.server(conn.server_id).and_then(|server| snapshot.service(server.service));
-            let persistence = service.and_then(|service| service.persistence.as_ref());
-            let established = !State::from_number(conn.state).is_half_open();
-            shared.agreed.templates.release(template, established, persistence, now);
+            let established =
+                conn.protocol() == Protocol::Udp || !State::from_number(conn.state).is_half_open();
+            let_go(conn, template, established, now, snapshot, shared);
         }
     }
+}
+
+/// Lets the `template` of a connection go, which was `established` or never got beyond the handshake.
+fn let_go<A: Ip>(
+    conn: &Conn<A>,
+    template: Template,
+    established: bool,
+    now: Ticks,
+    snapshot: &Snapshot,
+    shared: &Shared,
+) {
+    let service = snapshot.server(conn.server_id).and_then(|server| snapshot.service(server.service));
+    let persistence = service.and_then(|service| service.persistence.as_ref());
+    shared.agreed.templates.release(template, established, persistence, now);
 }
 
 /// Sends a datagram that is scheduled alone. Its `conn` lives no longer than this, and takes no place at its server.
@@ -568,7 +619,8 @@ fn may_be_client<A: Ip>(address: A, snapshot: &Snapshot) -> bool {
 ///
 /// Of a half-closed one as well, when nothing has passed for a second: its client has forgotten it, or would not open
 /// anew. While data still flows a forged SYN must not end it. A handshake that its server has not finished goes to
-/// another one when that server takes no more.
+/// another one when that server takes no more. A record without state of a datagram in pieces ([`Flows::beside`]) is
+/// no other datagram's.
 fn may_be_replaced<A: Ip>(conn: &Conn<A>, server: &Server, now: Ticks) -> bool {
     const SECOND: Ticks = Ticks::from_nanos(1_000_000_000);
     match State::from_number(conn.state) {
@@ -576,6 +628,7 @@ fn may_be_replaced<A: Ip>(conn: &Conn<A>, server: &Server, now: Ticks) -> bool {
         State::FinWait | State::CloseWait => {
             !conn.mode().sees_replies() || now.since(conn.last_seen) >= SECOND.0
         }
+        State::None if conn.protocol() == Protocol::Udp => true,
         State::None | State::SynRecv => server.weight == 0,
         State::Established | State::SynSent | State::Listen | State::SynAck | State::Udp => false,
     }

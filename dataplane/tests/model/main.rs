@@ -292,9 +292,7 @@ impl Model {
             if !(gone || replaced) {
                 let view = if mode.sees_replies() { View::Input } else { View::InputOnly };
                 self.check_request(&outcome, &flow, queue);
-                let flow = &mut self.flows[place];
-                (flow.state, flow.last_seen, flow.again) = (flow.state.next(view, flags), now, true);
-                return;
+                return self.moved(place, flow.state.next(view, flags), now);
             }
             if replaced && mode == Mode::Fullnat && !matches!(flow.state, State::None | State::SynRecv) {
                 self.flows[place].parked = true;
@@ -427,7 +425,10 @@ impl Model {
             self.gave_its_port(&flow, now);
         }
         self.made_room(outcome.worker, now);
-        self.flows.push(flow);
+        self.flows.push(Flow { state: State::None, ..flow });
+        let place = self.flows.len() - 1;
+        self.refused(place, state, now);
+        self.flows[place].state = state;
     }
 
     /// If the new `flow` has the port of another one, that may give it, and no better one was there.
@@ -492,7 +493,12 @@ impl Model {
                 assert!(over && !flow.parked, "{flow:?}");
                 assert!(!matches!(flow.state, State::Udp | State::TimeWait | State::Close), "{flow:?}");
                 let last_seen = Instant::from_nanos(u64::from(conn.last_seen.0) << Ticks::SHIFT);
-                *flow = Flow { drained: true, state: State::Close, last_seen, ..*flow };
+                let refused = flow.state.is_half_open();
+                if refused {
+                    ended.push(*flow);
+                }
+                let template = flow.template && !refused;
+                *flow = Flow { drained: true, state: State::Close, last_seen, template, ..*flow };
             }
             let over_anyway = flow.drained || matches!(flow.state, State::TimeWait | State::Close);
             assert!(!long_over || flow.parked || over_anyway, "still there after its deadline: {flow:?}");
@@ -610,8 +616,7 @@ impl Model {
             let (mac, tuple, outer) = lab::parse(&outcome.frame);
             let to_client = request(flow.service, flow.client).reversed();
             assert_eq!((mac, tuple, outer), (lab::client_mac(), to_client, None));
-            let flow = &mut self.flows[place];
-            (flow.state, flow.last_seen, flow.again) = (flow.state.next(View::Output, flags), now, true);
+            self.moved(place, flow.state.next(View::Output, flags), now);
         } else if mode == Mode::Nat && !self.setup.slots[slot].present {
             // Nobody's packet any more, as far as this director can tell; the connection times out.
             assert_eq!(outcome.verdict, Verdict::Punt);
@@ -686,6 +691,22 @@ impl Model {
             let id = ServerId { slot: slot as u32, generation };
             let (active, inactive) = self.counts(id, Some(worker));
             assert_eq!(self.lab.load(worker, slot), [active, inactive, opened], "worker {worker}, {id:?}");
+        }
+    }
+
+    /// A packet of a live connection has brought it to `state`.
+    fn moved(&mut self, place: usize, state: State, now: Instant) {
+        self.refused(place, state, now);
+        let flow = &mut self.flows[place];
+        (flow.state, flow.last_seen, flow.again) = (state, now, true);
+    }
+
+    /// If a handshake closes by getting into `state`, its client is not remembered for it.
+    fn refused(&mut self, place: usize, state: State, now: Instant) {
+        let flow = self.flows[place];
+        if flow.state.is_half_open() && state == State::Close {
+            self.ended(&flow, now);
+            self.flows[place].template = false;
         }
     }
 
