@@ -1,24 +1,12 @@
 //! `fo`, fail-over: everything to the server with the highest weight, while it lives and takes connections
 //! (net/netfilter/ipvs/ip_vs_fo.c).
 
-use super::pool::Candidate;
-use super::state::Servers;
+use super::least::Price;
 
-/// The candidate with the highest weight; the earliest of equals.
-pub(super) fn pick(candidates: &[Candidate], servers: &Servers) -> Option<usize> {
-    heaviest(candidates, |candidate| servers.takes(candidate))
-}
-
-/// The heaviest of the candidates that are `eligible`.
+/// What it lacks to the highest weight there may be.
 #[inline]
-pub(super) fn heaviest(candidates: &[Candidate], eligible: impl Fn(&Candidate) -> bool) -> Option<usize> {
-    let mut best: Option<(usize, u32)> = None;
-    for (place, candidate) in candidates.iter().enumerate().filter(|(_, candidate)| eligible(candidate)) {
-        if best.is_none_or(|(_, most)| candidate.weight > most) {
-            best = Some((place, candidate.weight));
-        }
-    }
-    best.map(|(place, _)| place)
+pub(super) fn price(weight: u32) -> Price {
+    Price::of(u64::from(u32::MAX - weight))
 }
 
 #[cfg(test)]

@@ -7,24 +7,24 @@ use shunt_engine::Instant;
 use super::destinations::Destination;
 use super::pool::{Candidate, Pool};
 use super::state::Servers;
-use super::wlc;
 
-/// The destination's candidate, or another one from now on.
+/// The destination's candidate, or the `cheapest` by [`super::wlc`] from now on.
 pub(super) fn pick(
     pool: &Pool,
     servers: &Servers,
     destination: Option<&mut Destination>,
+    cheapest: Option<usize>,
     now: Instant,
 ) -> Option<usize> {
     let candidates = pool.candidates();
-    let Some(destination) = destination else { return wlc::pick(candidates, servers) };
+    let Some(destination) = destination else { return cheapest };
     if let Some(&place) = destination.places(pool).first()
         && servers.takes(&candidates[place])
         && !is_overloaded(&candidates[place], candidates, servers)
     {
         return Some(place);
     }
-    let place = wlc::pick(candidates, servers)?;
+    let place = cheapest?;
     destination.replace(candidates[place], place, now);
     Some(place)
 }

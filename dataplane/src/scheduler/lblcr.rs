@@ -10,17 +10,17 @@ use super::lc::cost;
 use super::least::is_less;
 use super::pool::Pool;
 use super::state::Servers;
-use super::wlc;
 
-/// The least loaded of the destination's candidates, or one more from now on.
+/// The least loaded of the destination's candidates, or from now on one more: the `cheapest` by [`super::wlc`].
 pub(super) fn pick(
     pool: &Pool,
     servers: &Servers,
     destination: Option<&mut Destination>,
+    cheapest: Option<usize>,
     now: Instant,
 ) -> Option<usize> {
     let candidates = pool.candidates();
-    let Some(destination) = destination else { return wlc::pick(candidates, servers) };
+    let Some(destination) = destination else { return cheapest };
     let places = destination.places(pool);
     let lighter = |&a: &usize, &b: &usize| {
         let price = |place: usize| (cost(servers.load(candidates[place].id)), candidates[place].weight);
@@ -41,7 +41,7 @@ pub(super) fn pick(
     {
         return Some(place);
     }
-    let place = wlc::pick(candidates, servers)?;
+    let place = cheapest?;
     destination.add(candidates[place], place, now);
     Some(place)
 }

@@ -1,12 +1,12 @@
 //! `lc`: the server with the fewest connections, weights ignored except 0 (net/netfilter/ipvs/ip_vs_lc.c).
 
-use super::least::least_unweighted;
-use super::pool::Candidate;
-use super::state::{Servers, Total};
+use super::least::Price;
+use super::state::Total;
 
-/// The candidate with the least cost; the earliest of equals.
-pub(super) fn pick(candidates: &[Candidate], servers: &Servers) -> Option<usize> {
-    least_unweighted(candidates, servers, cost)
+/// The cost, whatever the weight.
+#[inline]
+pub(super) fn price(load: Total) -> Price {
+    Price::of(cost(load))
 }
 
 /// What a server's connections cost it: an active one as much as 256 others, as in LVS (ip_vs_dest_conn_overhead).

@@ -1,44 +1,179 @@
-//! What all least-something schedulers share: the cheapest candidate for its weight.
+//! What all least-something schedulers share: the candidate with the lowest price, without a look at each of them.
+//!
+//! A pool's candidates play a tournament: a binary tree with the prices of all in its leaves, and the lower of two in every
+//! node above them. The root says who gets the next connection. Where a server's load changes, only the matches between
+//! its leaf and the root are played again. A new pool begins a new tournament with its first pick.
 
-use super::pool::Candidate;
-use super::state::{Servers, Total};
+use super::pool::Pool;
+use super::state::{ServerState, Servers, Total};
+use super::{SchedulerKind, fo, lc, nq, ovf, sed, wlc};
 
-/// The candidate whose cost divided by its weight is least; the earliest in the list of equals. Those that take no
-/// connections are left out.
-#[inline]
-pub(super) fn least(
-    candidates: &[Candidate],
-    servers: &Servers,
-    cost: impl Fn(Total) -> u64,
-) -> Option<usize> {
-    cheapest(candidates, servers, |candidate, load| (cost(load), candidate.weight))
-}
+/// What the next connection to a server costs. The order of prices is all that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Price(u128);
 
-/// The candidate whose cost is least, whatever its weight.
-#[inline]
-pub(super) fn least_unweighted(
-    candidates: &[Candidate],
-    servers: &Servers,
-    cost: impl Fn(Total) -> u64,
-) -> Option<usize> {
-    cheapest(candidates, servers, |_, load| (cost(load), 1))
-}
+impl Price {
+    /// Nobody asks for less.
+    pub(super) const LEAST: Self = Self(0);
 
-#[inline]
-fn cheapest(
-    candidates: &[Candidate],
-    servers: &Servers,
-    price: impl Fn(&Candidate, Total) -> (u64, u32),
-) -> Option<usize> {
-    let mut best: Option<(usize, u64, u32)> = None;
-    for (place, candidate) in candidates.iter().enumerate().filter(|(_, candidate)| servers.takes(candidate))
-    {
-        let (cost, weight) = price(candidate, servers.load(candidate.id));
-        if best.is_none_or(|(_, least, its_weight)| is_less(cost, weight, least, its_weight)) {
-            best = Some((place, cost, weight));
+    /// The price `cost`, below 2⁴⁸.
+    #[inline]
+    pub(super) fn of(cost: u64) -> Self {
+        debug_assert!(cost < 1 << 48);
+        Self(u128::from(cost) << 64)
+    }
+
+    /// `cost`, below 2⁴⁸, by `weight`, which is not 0, in units of 2⁻⁶⁴, rounded down. The order is exact all the same:
+    /// two fractions by weights of 32 bits are equal, or differ by more than a unit.
+    #[inline]
+    pub(super) fn by_weight(cost: u64, weight: u32) -> Self {
+        debug_assert!(cost < 1 << 48);
+        let weight = u64::from(weight);
+        // Division by hand, 32 bits at a time: what remains is less than a weight.
+        let (whole, rest) = (cost / weight, cost % weight);
+        let (high, rest) = ((rest << 32) / weight, (rest << 32) % weight);
+        let low = (rest << 32) / weight;
+        Self(u128::from(whole) << 64 | u128::from(high << 32 | low))
+    }
+
+    /// Under `kind`; `None` when the server takes no connections for any price.
+    #[inline]
+    fn new(kind: SchedulerKind, weight: u32, load: Total) -> Option<Self> {
+        match kind {
+            SchedulerKind::Lc => Some(lc::price(load)),
+            SchedulerKind::Wlc | SchedulerKind::Lblc | SchedulerKind::Lblcr => Some(wlc::price(weight, load)),
+            SchedulerKind::Sed => Some(sed::price(weight, load)),
+            SchedulerKind::Nq => Some(nq::price(weight, load)),
+            SchedulerKind::Fo => Some(fo::price(weight)),
+            SchedulerKind::Ovf => ovf::price(weight, load),
+            SchedulerKind::Rr
+            | SchedulerKind::Wrr
+            | SchedulerKind::Sh
+            | SchedulerKind::Dh
+            | SchedulerKind::Mh
+            | SchedulerKind::Twos => None,
         }
     }
-    best.map(|(place, ..)| place)
+}
+
+/// The tournaments of all pools, in memory taken at start.
+#[derive(Debug)]
+pub(super) struct Tournaments {
+    running: Box<[Tournament]>,
+    /// The nodes of all. A price with its candidate's place below it, so that the earlier of equals wins; [`NOBODY`].
+    nodes: Box<[u128]>,
+    /// Nodes given to tournaments so far.
+    used: usize,
+}
+
+/// One pool's tournament.
+#[derive(Clone, Copy, Debug)]
+struct Tournament {
+    /// [`Pool::number`]; 0: not begun.
+    pool: u64,
+    kind: SchedulerKind,
+    /// The part of the nodes that is its: node 1 is the root, nodes 2n and 2n + 1 are below node n, and the leaves are
+    /// the last half.
+    first: u32,
+    players: u32,
+}
+
+/// Where a server plays.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    tournament: u32,
+    place: u16,
+    weight: u32,
+    pool: u64,
+}
+
+/// What loses against every price.
+const NOBODY: u128 = u128::MAX;
+
+/// Bits of a place ([`Pool::MEMBERS_MAX`]).
+const PLACE: u32 = u16::BITS;
+
+impl Tournaments {
+    /// For `pools` pools at a time, which have up to `servers_max` servers together.
+    pub(super) fn new(pools: usize, servers_max: usize) -> Self {
+        let none = Tournament { pool: 0, kind: SchedulerKind::Lc, first: 0, players: 0 };
+        // Twice what all need together: as much may be lost to pools that have grown.
+        Self { running: vec![none; pools].into(), nodes: vec![NOBODY; 4 * servers_max].into(), used: 0 }
+    }
+
+    /// The place of the cheapest candidate of `pool`, whose tournament has the number `tournament`.
+    #[inline]
+    pub(super) fn winner(&mut self, tournament: usize, pool: &Pool, servers: &mut Servers) -> Option<usize> {
+        if self.running[tournament].pool != pool.number() {
+            self.begin(tournament, pool, servers);
+        }
+        let Tournament { first, players, .. } = self.running[tournament];
+        let root = if players > 0 { self.nodes[first as usize + 1] } else { NOBODY };
+        (root != NOBODY).then_some(usize::from(root as u16))
+    }
+
+    /// Plays the matches of a server again, whose load or availability has changed.
+    #[inline]
+    pub(super) fn replay(&mut self, server: &ServerState) {
+        let Some(seat) = server.seat else { return };
+        let Tournament { pool, kind, first, players } = self.running[seat.tournament as usize];
+        // Its pool may be history.
+        if pool == seat.pool {
+            let nodes = &mut self.nodes[first as usize..][..2 * players as usize];
+            let mut node = players as usize + usize::from(seat.place);
+            let mut best = bid(kind, seat, server);
+            nodes[node] = best;
+            while node > 1 {
+                best = best.min(nodes[node ^ 1]);
+                node /= 2;
+                nodes[node] = best;
+            }
+        }
+    }
+
+    #[cold]
+    fn begin(&mut self, tournament: usize, pool: &Pool, servers: &mut Servers) {
+        let (kind, players) = (pool.scheduler().kind, pool.candidates().len());
+        let first = self.make_room(tournament, players);
+        let nodes = &mut self.nodes[first..][..2 * players];
+        for (place, candidate) in pool.candidates().iter().enumerate() {
+            let server = servers.tenant(candidate.id);
+            let (place, weight) = (place as u16, candidate.weight);
+            let seat = Seat { tournament: tournament as u32, place, weight, pool: pool.number() };
+            server.seat = Some(seat);
+            nodes[players + usize::from(place)] = bid(kind, seat, server);
+        }
+        for node in (1..players).rev() {
+            nodes[node] = nodes[2 * node].min(nodes[2 * node + 1]);
+        }
+        let (first, players) = (first as u32, players as u32);
+        self.running[tournament] = Tournament { pool: pool.number(), kind, first, players };
+    }
+
+    /// Nodes for so many players: those of the pool before this one, or new ones. When there are no more, all
+    /// tournaments begin anew: what pools no longer need is used again.
+    fn make_room(&mut self, tournament: usize, players: usize) -> usize {
+        let Tournament { first, players: before, .. } = self.running[tournament];
+        if players <= before as usize {
+            return first as usize;
+        }
+        if self.used + 2 * players > self.nodes.len() {
+            self.running.iter_mut().for_each(|tournament| (tournament.pool, tournament.players) = (0, 0));
+            self.used = 0;
+        }
+        self.used += 2 * players;
+        self.used - 2 * players
+    }
+}
+
+/// What a server bids: its price with its place.
+#[inline]
+fn bid(kind: SchedulerKind, seat: Seat, server: &ServerState) -> u128 {
+    if seat.weight == 0 || server.overloaded {
+        return NOBODY;
+    }
+    let price = Price::new(kind, seat.weight, server.load());
+    price.map_or(NOBODY, |Price(price)| price << PLACE | u128::from(seat.place))
 }
 
 /// Whether one cost by weight is less than another one: without the division, in 128 bits, which do not overflow.
@@ -49,12 +184,200 @@ pub(super) const fn is_less(cost: u64, weight: u32, other_cost: u64, other_weigh
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::super::testing::{pool_of, request};
+    use super::super::{Candidate, Load, SchedulerState};
     use super::*;
+    use crate::server::ServerId;
+    use crate::service::ServiceId;
 
     #[test]
     fn costs_are_compared_by_weight_and_without_overflow() {
         assert!(is_less(2, 3, 1, 1) && !is_less(1, 1, 2, 3));
         assert!(!is_less(2, 2, 1, 1) && !is_less(1, 1, 2, 2));
         assert!(is_less(u64::MAX - 1, u32::MAX, u64::MAX, u32::MAX));
+    }
+
+    #[test]
+    fn the_nearest_fractions_of_the_largest_weights_have_prices_of_their_own() {
+        const MAX: u32 = u32::MAX;
+        let (one, other) = (u64::from(MAX - 1), u64::from(MAX - 2));
+        // They differ by 1 / (MAX * (MAX - 1)).
+        assert!(Price::by_weight(other, MAX - 1) < Price::by_weight(one, MAX));
+        assert_eq!(Price::by_weight(3 << 40, 3), Price::of(1 << 40));
+    }
+
+    const SERVICES: u32 = 2;
+    const EACH: u32 = 9;
+    const KINDS: [SchedulerKind; 8] = [
+        SchedulerKind::Lc,
+        SchedulerKind::Wlc,
+        SchedulerKind::Sed,
+        SchedulerKind::Nq,
+        SchedulerKind::Fo,
+        SchedulerKind::Ovf,
+        // Before they have memory they are `wlc`.
+        SchedulerKind::Lblc,
+        SchedulerKind::Lblcr,
+    ];
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open {
+            service: u32,
+            active: bool,
+        },
+        Change(prop::sample::Index),
+        Close(prop::sample::Index),
+        Others(u32, Load),
+        Available(u32, bool),
+        /// Weights by slot, `None` for those that are not there; where the list begins; who has a new tenant.
+        Reload {
+            service: u32,
+            weights: Vec<Option<u32>>,
+            first: usize,
+            fresh: u32,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (slot, count) = (0..SERVICES * EACH, prop_oneof![0..5u32, Just(u32::MAX)]);
+        let load = (count.clone(), count).prop_map(|(active, inactive)| Load { active, inactive });
+        let weight = prop::option::weighted(0.9, prop_oneof![0..4u32, Just(u32::MAX), Just(u32::MAX - 1)]);
+        let weights = prop::collection::vec(weight, EACH as usize);
+        let reload = (0..SERVICES, weights, 0..EACH as usize, 0..3 * EACH);
+        prop_oneof![
+            8 => (0..SERVICES, any::<bool>()).prop_map(|(service, active)| Step::Open { service, active }),
+            2 => any::<prop::sample::Index>().prop_map(Step::Change),
+            4 => any::<prop::sample::Index>().prop_map(Step::Close),
+            2 => (slot.clone(), load).prop_map(|(slot, load)| Step::Others(slot, load)),
+            2 => (slot, any::<bool>()).prop_map(|(slot, available)| Step::Available(slot, available)),
+            1 => reload.prop_map(|(service, weights, first, fresh)| Step::Reload {
+                service, weights, first, fresh
+            }),
+        ]
+    }
+
+    /// What is known of a server: own connections, others', whether it is available.
+    #[derive(Clone, Copy)]
+    struct Known {
+        own: Load,
+        others: Load,
+        available: bool,
+    }
+
+    #[derive(Default)]
+    struct Model {
+        known: HashMap<ServerId, Known>,
+        generations: HashMap<u32, u32>,
+        open: Vec<(ServerId, bool)>,
+    }
+
+    impl Model {
+        fn id(&self, slot: u32) -> ServerId {
+            ServerId { slot, generation: self.generations.get(&slot).map_or(1, |generation| *generation) }
+        }
+
+        fn known(&mut self, id: ServerId) -> &mut Known {
+            let none = Load::default();
+            self.known.entry(id).or_insert(Known { own: none, others: none, available: true })
+        }
+
+        fn count(&mut self, id: ServerId, active: bool, by: i64) {
+            let own = &mut self.known(id).own;
+            let count = if active { &mut own.active } else { &mut own.inactive };
+            *count = (i64::from(*count) + by) as u32;
+        }
+
+        /// The first candidate that nobody is cheaper than, by a look at each.
+        fn pick(&mut self, kind: SchedulerKind, candidates: &[Candidate]) -> Option<ServerId> {
+            let mut best: Option<(ServerId, u128, u128)> = None;
+            for &Candidate { id, weight } in candidates {
+                let Known { own, others, available } = *self.known(id);
+                let active = u128::from(own.active) + u128::from(others.active);
+                let inactive = u128::from(own.inactive) + u128::from(others.inactive);
+                let (all, weight) = (256 * active + inactive, u128::from(weight));
+                let (cost, by) = match kind {
+                    SchedulerKind::Lc => (all, 1),
+                    SchedulerKind::Sed => (active + 1, weight),
+                    SchedulerKind::Nq if active == 0 => (0, 1),
+                    SchedulerKind::Nq => (active + 1, weight),
+                    SchedulerKind::Fo | SchedulerKind::Ovf => (u128::from(u32::MAX) - weight, 1),
+                    _ => (all, weight),
+                };
+                let full = kind == SchedulerKind::Ovf && active > weight;
+                if weight > 0 && available && !full && best.is_none_or(|(_, c, b)| cost * b < c * by) {
+                    best = Some((id, cost, by));
+                }
+            }
+            best.map(|(id, ..)| id)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn whatever_happens_the_picked_is_whom_a_look_at_each_finds(
+            kind in prop::sample::select(&KINDS[..]),
+            steps in prop::collection::vec(step(), 1..200),
+        ) {
+            let mut state = SchedulerState::new(SERVICES as usize, (SERVICES * EACH) as usize, 7);
+            let mut model = Model::default();
+            let mut pools: Vec<_> = (0..SERVICES).map(|_| pool_of(kind, &[])).collect();
+            for step in steps {
+                match step {
+                    Step::Open { service, active } => {
+                        let pool = &pools[service as usize];
+                        let picked = state.pick(ServiceId(service), pool, &request(0));
+                        prop_assert_eq!(picked, model.pick(kind, pool.candidates()));
+                        if let Some(id) = picked {
+                            state.opened(id, active);
+                            model.count(id, active, 1);
+                            model.open.push((id, active));
+                        }
+                    }
+                    Step::Change(which) if !model.open.is_empty() => {
+                        let which = which.index(model.open.len());
+                        let (id, active) = model.open[which];
+                        model.open[which].1 = !active;
+                        state.changed(id, !active);
+                        model.count(id, active, -1);
+                        model.count(id, !active, 1);
+                    }
+                    Step::Close(which) if !model.open.is_empty() => {
+                        let (id, active) = model.open.swap_remove(which.index(model.open.len()));
+                        state.closed(id, active);
+                        model.count(id, active, -1);
+                    }
+                    Step::Change(_) | Step::Close(_) => {}
+                    Step::Others(slot, load) => {
+                        let id = model.id(slot);
+                        state.set_others(id, load);
+                        model.known(id).others = load;
+                    }
+                    Step::Available(slot, available) => {
+                        let id = model.id(slot);
+                        state.set_available(id, available);
+                        model.known(id).available = available;
+                    }
+                    Step::Reload { service, weights, first, fresh } => {
+                        if fresh < EACH {
+                            *model.generations.entry(service * EACH + fresh).or_insert(1) += 1;
+                        }
+                        let slots = (service * EACH..).zip(weights);
+                        let mut candidates: Vec<_> = slots
+                            .filter_map(|(slot, weight)| Some(Candidate { id: model.id(slot), weight: weight? }))
+                            .collect();
+                        let count = candidates.len();
+                        candidates.rotate_left(first % count.max(1));
+                        pools[service as usize] = pool_of(kind, &candidates);
+                    }
+                }
+            }
+        }
     }
 }

@@ -167,6 +167,8 @@ impl From<SchedulerKind> for Scheduler {
 pub struct Request {
     client: Endpoint<V6>,
     vip: Endpoint<V6>,
+    /// 0 for IPv4, 1 for IPv6.
+    family: usize,
     now: Instant,
 }
 
@@ -175,6 +177,7 @@ impl Request {
     #[inline]
     pub fn new<A: Address>(tuple: &Tuple<A>, now: Instant) -> Self {
         let wide = |endpoint: Endpoint<A>| Endpoint::new(mapping::wide(endpoint.address), endpoint.port);
-        Self { client: wide(tuple.src), vip: wide(tuple.dst), now }
+        let family = usize::from(!A::default().to_ip().is_ipv4());
+        Self { client: wide(tuple.src), vip: wide(tuple.dst), family, now }
     }
 }

@@ -1,14 +1,14 @@
 //! `nq`, never queue: a server without an active connection if there is one, be it slow; else as [`super::sed`]
 //! (net/netfilter/ipvs/ip_vs_nq.c).
 
-use super::pool::Candidate;
+use super::least::Price;
 use super::sed;
-use super::state::Servers;
+use super::state::Total;
 
-/// The first idle candidate of the list, else the one with the shortest expected delay.
-pub(super) fn pick(candidates: &[Candidate], servers: &Servers) -> Option<usize> {
-    let is_idle = |candidate: &Candidate| servers.takes(candidate) && servers.load(candidate.id).active == 0;
-    candidates.iter().position(is_idle).or_else(|| sed::pick(candidates, servers))
+/// Nothing at an idle server, whatever its weight; else the expected delay.
+#[inline]
+pub(super) fn price(weight: u32, load: Total) -> Price {
+    if load.active == 0 { Price::LEAST } else { sed::price(weight, load) }
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 //! `ovf`, overflow: the server with the highest weight until it has more active connections than its weight, then the
 //! next (net/netfilter/ipvs/ip_vs_ovf.c).
 
-use super::fo::heaviest;
-use super::pool::Candidate;
-use super::state::Servers;
+use super::fo;
+use super::least::Price;
+use super::state::Total;
 
-/// The heaviest candidate that is not full; the earliest of equals; `None` when all are.
-pub(super) fn pick(candidates: &[Candidate], servers: &Servers) -> Option<usize> {
-    heaviest(candidates, |candidate| {
-        servers.takes(candidate) && servers.load(candidate.id).active <= u64::from(candidate.weight)
-    })
+/// As [`fo`]; `None` when the server is full.
+#[inline]
+pub(super) fn price(weight: u32, load: Total) -> Option<Price> {
+    (load.active <= u64::from(weight)).then(|| fo::price(weight))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::mapping;
 use super::shares::Shares;
@@ -24,6 +25,7 @@ pub struct Candidate {
 /// nothing about it differs.
 #[derive(Debug)]
 pub struct Pool {
+    number: u64,
     scheduler: Scheduler,
     /// In list order.
     candidates: Box<[Candidate]>,
@@ -100,11 +102,20 @@ impl Pool {
         // The seed is no secret: directors that share a configuration must map alike.
         let hash = KeyedHash::new([scheduler.seed.unwrap_or(0), 0], 0);
         let table = Table::new(&scheduler, &candidates, &endpoints, &hash);
-        Self { scheduler, candidates: candidates.into(), endpoints: endpoints.into(), hash, table }
+        // From 1 on, and never the same twice.
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Self { number, scheduler, candidates: candidates.into(), endpoints: endpoints.into(), hash, table }
     }
 
     /// Most servers of a service.
     pub const MEMBERS_MAX: usize = u16::MAX as usize;
+
+    /// Tells this pool from all others there are and were; not 0.
+    #[inline]
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
 
     /// How servers are picked.
     #[inline]

@@ -1,33 +1,32 @@
 //! `rr`: the servers in turn, weights ignored except 0, which takes no connections.
 
 use super::pool::{Candidate, place_of};
-use super::state::{Servers, ServiceState};
+use super::state::{Servers, Turn};
 
 /// The candidate after the one picked last. Where that one is gone, its place is where the turn goes on.
-pub(super) fn pick(
-    candidates: &[Candidate],
-    state: &mut ServiceState,
-    servers: &Servers,
-    seed: u64,
-) -> Option<usize> {
+pub(super) fn pick(candidates: &[Candidate], turn: &mut Turn, servers: &Servers, seed: u64) -> Option<usize> {
     let count = candidates.len();
     if count == 0 {
         return None;
     }
-    let start = match state.last {
+    let start = match turn.last {
         None => (seed % count as u64) as usize,
         Some((id, place)) => place_of(candidates, id, place).map_or(place, |place| place + 1),
     };
     let picked = (start..start + count).map(|i| i % count).find(|&i| servers.takes(&candidates[i]))?;
-    state.last = Some((candidates[picked].id, picked));
+    turn.last = Some((candidates[picked].id, picked));
     Some(picked)
 }
 
 #[cfg(test)]
 mod tests {
+    use shunt_engine::Instant;
+
     use super::super::testing::{candidates, pick, pool, pool_of, request, shares};
-    use super::super::{Candidate, SchedulerKind, SchedulerState};
+    use super::super::{Candidate, Request, SchedulerKind, SchedulerState};
+    use crate::server::ServerId;
     use crate::service::ServiceId;
+    use crate::tuple::{Endpoint, Protocol, Tuple, V6};
     use proptest::prelude::*;
 
     const RR: SchedulerKind = SchedulerKind::Rr;
@@ -72,6 +71,24 @@ mod tests {
             state.pick(ServiceId(1), &pool, &request(0));
         }
         assert_eq!(pick(&mut state, &pool), Some(1 - first));
+    }
+
+    #[test]
+    fn clients_of_both_ip_versions_have_turns_of_their_own() {
+        let mut state = SchedulerState::new(1, 6, 3);
+        let second = |slot| Candidate { id: ServerId { slot, generation: 1 }, weight: 1 };
+        let (v4, v6) = (pool(RR, &[1, 1, 1]), pool_of(RR, &[3, 4, 5].map(second)));
+        let endpoint = Endpoint::new(V6([0x2001_0db8, 0, 0, 1]), 80);
+        let tuple = Tuple { src: endpoint, dst: endpoint, protocol: Protocol::Tcp };
+        let mut seen: Vec<_> = (0..3)
+            .flat_map(|_| {
+                let one = pick(&mut state, &v4).unwrap();
+                let other = state.pick(ServiceId(0), &v6, &Request::new(&tuple, Instant::ZERO)).unwrap();
+                [one, other.slot]
+            })
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
     }
 
     proptest! {

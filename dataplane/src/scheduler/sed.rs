@@ -1,18 +1,13 @@
 //! `sed`, shortest expected delay: the server that would have the fewest active connections for its weight with the new
 //! one among them (net/netfilter/ipvs/ip_vs_sed.c). Connections that are not active do not count.
 
-use super::least::least;
-use super::pool::Candidate;
-use super::state::{Servers, Total};
+use super::least::Price;
+use super::state::Total;
 
-/// The candidate with the shortest expected delay; the earliest of equals.
-pub(super) fn pick(candidates: &[Candidate], servers: &Servers) -> Option<usize> {
-    least(candidates, servers, delay)
-}
-
+/// The delay.
 #[inline]
-fn delay(load: Total) -> u64 {
-    load.active + 1
+pub(super) fn price(weight: u32, load: Total) -> Price {
+    Price::by_weight(load.active + 1, weight)
 }
 
 #[cfg(test)]

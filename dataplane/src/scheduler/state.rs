@@ -3,8 +3,9 @@
 use shunt_engine::WorkerId;
 
 use super::destinations::Destinations;
+use super::least::{Seat, Tournaments};
 use super::pool::{Candidate, Pool};
-use super::{Request, SchedulerKind, dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, sh, twos, wlc, wrr};
+use super::{Request, SchedulerKind, dh, lblc, lblcr, mh, rr, sh, twos, wrr};
 use crate::hash;
 use crate::server::ServerId;
 use crate::service::ServiceId;
@@ -22,7 +23,9 @@ pub struct Load {
 /// taken when the first such service comes.
 #[derive(Debug)]
 pub struct SchedulerState {
-    services: Box<[ServiceState]>,
+    /// Two for each service, by IP version.
+    turns: Box<[Turn]>,
+    tournaments: Tournaments,
     servers: Servers,
     pub(super) destinations: Destinations,
     seed: u64,
@@ -31,9 +34,9 @@ pub struct SchedulerState {
     drawn: u64,
 }
 
-/// What is remembered per service.
+/// What is remembered per pool.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ServiceState {
+pub(super) struct Turn {
     /// The server picked last, and its place among the candidates then.
     pub(super) last: Option<(ServerId, usize)>,
     /// Sum of the weights at the last pick by `wrr`.
@@ -45,13 +48,15 @@ pub(super) struct ServiceState {
 pub(super) struct ServerState {
     generation: u32,
     /// It has all the connections it may have.
-    overloaded: bool,
+    pub(super) overloaded: bool,
     /// Connections of this worker.
     own: Load,
     /// Connections of all other workers, as of the last look.
     others: Load,
     /// How far `wrr` owes this server, in units of weight. `None`: not picked among others yet.
     pub(super) credit: Option<i64>,
+    /// Where it plays for the next connection, in pools whose scheduler looks for the least of something.
+    pub(super) seat: Option<Seat>,
 }
 
 /// A server's connections on all workers, as far as this one can tell.
@@ -71,7 +76,8 @@ impl SchedulerState {
     /// server.
     pub fn new(services_max: usize, servers_max: usize, seed: u64) -> Self {
         Self {
-            services: vec![ServiceState::default(); services_max].into(),
+            turns: vec![Turn::default(); 2 * services_max].into(),
+            tournaments: Tournaments::new(2 * services_max, servers_max),
             servers: Servers(vec![ServerState::default(); servers_max].into()),
             destinations: Destinations::new(seed),
             seed,
@@ -105,28 +111,30 @@ impl SchedulerState {
     pub fn pick(&mut self, service: ServiceId, pool: &Pool, request: &Request) -> Option<ServerId> {
         let seed = pool.scheduler().seed.unwrap_or(self.seed);
         let seed = random(random(seed, u64::from(self.worker.0)), u64::from(service.0));
-        let state = &mut self.services[service.0 as usize];
+        let number = 2 * service.0 as usize + request.family;
         let (candidates, servers) = (pool.candidates(), &mut self.servers);
         let place = match pool.scheduler().kind {
-            SchedulerKind::Rr => rr::pick(candidates, state, servers, seed),
-            SchedulerKind::Wrr => wrr::pick(candidates, state, servers, seed),
-            SchedulerKind::Lc => lc::pick(candidates, servers),
-            SchedulerKind::Wlc => wlc::pick(candidates, servers),
-            SchedulerKind::Sed => sed::pick(candidates, servers),
-            SchedulerKind::Nq => nq::pick(candidates, servers),
+            SchedulerKind::Rr => rr::pick(candidates, &mut self.turns[number], servers, seed),
+            SchedulerKind::Wrr => wrr::pick(candidates, &mut self.turns[number], servers, seed),
+            SchedulerKind::Lc
+            | SchedulerKind::Wlc
+            | SchedulerKind::Sed
+            | SchedulerKind::Nq
+            | SchedulerKind::Fo
+            | SchedulerKind::Ovf => self.tournaments.winner(number, pool, servers),
             SchedulerKind::Sh => sh::pick(pool, servers, request),
             SchedulerKind::Dh => dh::pick(pool, servers, request),
             SchedulerKind::Mh => mh::pick(pool, servers, request),
             SchedulerKind::Lblc => {
                 let destination = self.destinations.entry(service, request.vip.address, request.now);
-                lblc::pick(pool, servers, destination, request.now)
+                let cheapest = self.tournaments.winner(number, pool, servers);
+                lblc::pick(pool, servers, destination, cheapest, request.now)
             }
             SchedulerKind::Lblcr => {
                 let destination = self.destinations.entry(service, request.vip.address, request.now);
-                lblcr::pick(pool, servers, destination, request.now)
+                let cheapest = self.tournaments.winner(number, pool, servers);
+                lblcr::pick(pool, servers, destination, cheapest, request.now)
             }
-            SchedulerKind::Fo => fo::pick(candidates, servers),
-            SchedulerKind::Ovf => ovf::pick(candidates, servers),
             SchedulerKind::Twos => {
                 let drawn = &mut self.drawn;
                 let draw = || {
@@ -142,12 +150,19 @@ impl SchedulerState {
     /// Says whether the server `id` may get connections: not while it has all that its threshold allows. Whatever its
     /// weight, no scheduler picks it meanwhile (LVS: IP_VS_DEST_F_OVERLOAD).
     pub fn set_available(&mut self, id: ServerId, available: bool) {
-        self.servers.tenant(id).overloaded = !available;
+        let server = self.servers.tenant(id);
+        if server.overloaded == available {
+            server.overloaded = !available;
+            self.tournaments.replay(server);
+        }
     }
 
     /// Counts a connection opened to the server `id`.
+    #[inline]
     pub fn opened(&mut self, id: ServerId, active: bool) {
-        *self.servers.tenant(id).own.part(active) += 1;
+        let server = self.servers.tenant(id);
+        *server.own.part(active) += 1;
+        self.tournaments.replay(server);
     }
 
     /// Counts a connection of the server `id` as active from now on, or as inactive. Nothing when the slot has another
@@ -158,6 +173,7 @@ impl SchedulerState {
             debug_assert!(*left > 0);
             *left = left.saturating_sub(1);
             *server.own.part(active) += 1;
+            self.tournaments.replay(server);
         }
     }
 
@@ -167,6 +183,7 @@ impl SchedulerState {
             let left = server.own.part(active);
             debug_assert!(*left > 0);
             *left = left.saturating_sub(1);
+            self.tournaments.replay(server);
         }
     }
 
@@ -177,7 +194,11 @@ impl SchedulerState {
 
     /// Sets the connections all other workers have of the server `id`.
     pub fn set_others(&mut self, id: ServerId, others: Load) {
-        self.servers.tenant(id).others = others;
+        let server = self.servers.tenant(id);
+        if server.others != others {
+            server.others = others;
+            self.tournaments.replay(server);
+        }
     }
 }
 
@@ -189,7 +210,8 @@ impl Load {
 
 impl ServerState {
     /// The server's connections on all workers.
-    fn load(&self) -> Total {
+    #[inline]
+    pub(super) fn load(&self) -> Total {
         Total {
             active: u64::from(self.own.active) + u64::from(self.others.active),
             inactive: u64::from(self.own.inactive) + u64::from(self.others.inactive),

@@ -2,13 +2,13 @@
 //! LVS (net/netfilter/ipvs/ip_vs_wlc.c).
 
 use super::lc::cost;
-use super::least::least;
-use super::pool::Candidate;
-use super::state::Servers;
+use super::least::Price;
+use super::state::Total;
 
-/// The candidate whose cost divided by its weight is least; the earliest of equals.
-pub(super) fn pick(candidates: &[Candidate], servers: &Servers) -> Option<usize> {
-    least(candidates, servers, cost)
+/// The cost by the weight.
+#[inline]
+pub(super) fn price(weight: u32, load: Total) -> Price {
+    Price::by_weight(cost(load), weight)
 }
 
 #[cfg(test)]

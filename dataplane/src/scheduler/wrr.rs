@@ -2,12 +2,12 @@
 //! servers; this one is smooth: every pick owes each server its weight, and the one owed most pays for the whole round.
 
 use super::pool::Candidate;
-use super::state::{Servers, ServiceState, random};
+use super::state::{Servers, Turn, random};
 
 /// The candidate that is owed most; the earlier one when two are owed the same.
 pub(super) fn pick(
     candidates: &[Candidate],
-    state: &mut ServiceState,
+    state: &mut Turn,
     servers: &mut Servers,
     seed: u64,
 ) -> Option<usize> {
