@@ -31,9 +31,7 @@ pub fn open(
     mode: Mode,
     clients: std::ops::Range<u32>,
 ) -> anyhow::Result<Connections> {
-    let vip = director::vip(mode);
-    let request = |index| Tuple { src: director::client(index), dst: vip, protocol: Protocol::Tcp };
-    let requests: Vec<_> = clients.map(request).collect();
+    let requests = requests(mode, clients);
     let before = established(rig);
     let sent = forward(rig, &requests, SYN).context("opening connections: SYN")?;
     // What left for the server, turned round, is what the server answers; for NAT and FULLNAT alone it comes here.
@@ -46,6 +44,17 @@ pub fn open(
     let opened = established(rig) - before;
     ensure!(opened == requests.len(), "{opened} of {} connections are established", requests.len());
     Ok(Connections { requests, replies })
+}
+
+/// The first packet of each of the clients in `clients`.
+pub fn syns(mode: Mode, clients: std::ops::Range<u32>) -> Feed {
+    feed(&requests(mode, clients), SYN)
+}
+
+/// What the clients in `clients` send.
+fn requests(mode: Mode, clients: std::ops::Range<u32>) -> Vec<Tuple<V4>> {
+    let vip = director::vip(mode);
+    clients.map(|index| Tuple { src: director::client(index), dst: vip, protocol: Protocol::Tcp }).collect()
 }
 
 /// Sends one segment for every tuple; what left for each, in order.

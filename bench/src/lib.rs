@@ -2,11 +2,12 @@
 //! in memory.
 //!
 //! Read in this order: [`director`] (what is configured), [`wire`] (where frames come from and go), [`rig`] (the loop
-//! between them), [`connections`] (how flows are opened), [`pipeline`] (what is measured), [`table`] (the connection table alone),
-//! [`schedule`] (schedulers alone), [`report`] (what is said).
+//! between them), [`connections`] (how flows are opened), [`pipeline`] and [`connect`] (what is measured), [`table`] (the
+//! connection table alone), [`schedule`] (schedulers alone), [`report`] (what is said).
 
 pub mod alloc;
 pub mod baseline;
+pub mod connect;
 pub mod connections;
 pub mod director;
 pub mod machine;

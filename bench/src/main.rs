@@ -1,6 +1,7 @@
 //! `shunt-bench`: arguments → benchmark.
 
 use clap::{Args, Parser, Subcommand};
+use shunt_bench::connect;
 use shunt_bench::machine::Machine;
 use shunt_bench::pipeline::{Effort, measure};
 use shunt_bench::report::{self, Report, TableReport};
@@ -20,10 +21,41 @@ struct Arguments {
 enum Command {
     /// CPU time per packet of established flows: the real worker loop and pipeline over an in-memory port, one core.
     Pipeline(Pipeline),
+    /// CPU time per new connection, its end included: the real worker loop and pipeline over an in-memory port, one core.
+    Connect(Connect),
     /// Memory per connection, and what finding, adding and removing one costs, beside hashbrown in the same run.
     Table(Table),
     /// CPU time per pick of each scheduler, beside taking one server after the other in the same run.
     Schedule(Schedule),
+}
+
+#[derive(Debug, Args)]
+struct Connect {
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Forwarding modes, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = mode, default_value = "fullnat")]
+    modes: Vec<Mode>,
+    /// Schedulers, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = scheduler, default_value = "wlc")]
+    schedulers: Vec<SchedulerKind>,
+    /// Numbers of servers, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "100",
+        value_parser = clap::value_parser!(u16).range(1..=4096))]
+    servers: Vec<u16>,
+    /// Connections open at a time.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
+    open: u32,
+    /// Connections per round.
+    #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    connections: u64,
+    /// Rounds per run, pipeline and baseline in turns; the best counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// A few seconds' worth that shows that it works, not how fast.
+    #[arg(long, conflicts_with_all = ["open", "connections", "rounds"])]
+    quick: bool,
 }
 
 #[derive(Debug, Args)]
@@ -88,9 +120,18 @@ fn mode(word: &str) -> Result<Mode, String> {
         .ok_or_else(|| format!("no such forwarding mode; there are {}", names()))
 }
 
+fn scheduler(word: &str) -> Result<SchedulerKind, String> {
+    let names = || SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
+    SchedulerKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == word)
+        .ok_or_else(|| format!("no such scheduler; there are {}", names()))
+}
+
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Pipeline(arguments) => pipeline(arguments),
+        Command::Connect(arguments) => connect(arguments),
         Command::Table(arguments) => table(arguments),
         Command::Schedule(arguments) => schedule(arguments),
     }
@@ -141,6 +182,38 @@ fn pipeline(arguments: Pipeline) -> anyhow::Result<()> {
     }
     if json {
         println!("{}", serde_json::to_string(&Report { machine, runs })?);
+    }
+    Ok(())
+}
+
+fn connect(arguments: Connect) -> anyhow::Result<()> {
+    let Connect { json, modes, schedulers, servers, mut open, mut connections, mut rounds, quick } =
+        arguments;
+    if quick {
+        (open, connections, rounds) = (20_000, 100_000, 2);
+    }
+    let machine = Machine::prepare();
+    if !json {
+        println!("{}{}", report::place(&machine), connect::head());
+    }
+    let mut runs = Vec::new();
+    for &mode in &modes {
+        for &scheduler in &schedulers {
+            for &servers in &servers {
+                eprintln!("{}: {} over {servers} servers …", mode.name(), scheduler.name());
+                let setup = connect::Setup { mode, scheduler, servers, open };
+                let run = connect::measure(setup, rounds, connections)?;
+                if !json {
+                    println!("{}", connect::row(&run));
+                }
+                runs.push(run);
+            }
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(&connect::Report { machine, runs })?);
+    } else if let Some(run) = runs.first() {
+        println!("\n{}", connect::foot(run));
     }
     Ok(())
 }

@@ -78,9 +78,9 @@ pub fn measure(mode: Mode, flows: u32, effort: Effort) -> anyhow::Result<Run> {
 
 /// What a round took.
 #[derive(Clone, Copy, Debug)]
-struct Round {
-    cpu_ns: f64,
-    wall_ns: f64,
+pub(crate) struct Round {
+    pub(crate) cpu_ns: f64,
+    pub(crate) wall_ns: f64,
 }
 
 const fn warm_up(packets: u64) -> u64 {
@@ -103,13 +103,13 @@ pub fn thread_cpu_ns() -> u64 {
 
 /// The best and the middle one of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Figures {
-    best: f64,
-    median: f64,
+pub(crate) struct Figures {
+    pub(crate) best: f64,
+    pub(crate) median: f64,
 }
 
 impl Figures {
-    fn of(rounds: impl Iterator<Item = f64>) -> Self {
+    pub(crate) fn of(rounds: impl Iterator<Item = f64>) -> Self {
         let mut rounds: Vec<_> = rounds.collect();
         rounds.sort_by(f64::total_cmp);
         Self { best: rounds[0], median: rounds[rounds.len() / 2] }
@@ -118,7 +118,7 @@ impl Figures {
 
 /// What a run must not lose.
 #[derive(Clone, Debug)]
-struct Counts {
+pub(crate) struct Counts {
     sent: u64,
     forwarded: u64,
     drops: Vec<(DropReason, u64)>,
@@ -132,16 +132,23 @@ fn counts(rig: &mut Rig<Pipeline>) -> Counts {
     while thread_cpu_ns() - start < PUBLISHED_AFTER_NS {
         rig.turn();
     }
-    let published = rig.worker().program().counters();
-    let drop = |&reason| (reason, published.get(counters::drop_reason(reason)));
-    Counts {
-        sent: rig.wire().sent(),
-        forwarded: published.get(counters::event(Event::Forwarded)),
-        drops: DropReason::ALL.iter().map(drop).collect(),
+    Counts::of(rig)
+}
+
+impl Counts {
+    /// What has been published.
+    pub(crate) fn of(rig: &Rig<Pipeline>) -> Self {
+        let published = rig.worker().program().counters();
+        let drop = |&reason| (reason, published.get(counters::drop_reason(reason)));
+        Self {
+            sent: rig.wire().sent(),
+            forwarded: published.get(counters::event(Event::Forwarded)),
+            drops: DropReason::ALL.iter().map(drop).collect(),
+        }
     }
 }
 
-fn all_forwarded(before: Counts, after: Counts, packets: u64) -> anyhow::Result<()> {
+pub(crate) fn all_forwarded(before: Counts, after: Counts, packets: u64) -> anyhow::Result<()> {
     for ((reason, before), (_, after)) in before.drops.into_iter().zip(after.drops) {
         ensure!(before == after, "{} packets were dropped: {}", after - before, reason.describe());
     }

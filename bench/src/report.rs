@@ -131,7 +131,7 @@ impl Costs {
 }
 
 /// Nobody measures finer than that.
-fn hundredths<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn hundredths<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((value * 100.0).round() / 100.0)
 }
 
@@ -178,7 +178,7 @@ pub fn table_rows(run: &TableRun) -> String {
 }
 
 /// Where it ran, in two lines and an empty one.
-fn place(machine: &Machine) -> String {
+pub fn place(machine: &Machine) -> String {
     let Machine { cpu, cores, kernel, huge_pages_reserved, transparent_huge_pages, .. } = machine;
     let mut out = String::new();
     // Writing to a string cannot fail.

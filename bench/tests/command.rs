@@ -31,6 +31,39 @@ fn json_has_one_run_per_mode_and_number_of_flows() {
 }
 
 #[test]
+fn as_many_connections_end_as_open_whatever_the_mode_and_the_scheduler() {
+    let few = ["--servers", "3,20", "--open", "2000", "--connections", "6400", "--rounds", "2"];
+    let what = ["--modes", "fullnat,dr", "--schedulers", "wlc,mh"];
+    let output = bench(&[&["connect", "--json"][..], &what, &few].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    let text = |run: &serde_json::Value, key: &str| run[key].as_str().unwrap().to_owned();
+    let seen: Vec<_> = runs
+        .iter()
+        .map(|run| (text(run, "mode"), text(run, "scheduler"), run["servers"].as_u64().unwrap()))
+        .collect();
+    let mut expected = Vec::new();
+    for mode in ["fullnat", "dr"] {
+        for scheduler in ["wlc", "mh"] {
+            expected.extend([3, 20].map(|servers| (mode.to_owned(), scheduler.to_owned(), servers)));
+        }
+    }
+    assert_eq!(seen, expected);
+    for run in runs {
+        for figure in ["ns_per_connection", "baseline_ns", "million_per_second", "time_lapse"] {
+            assert!(run[figure].as_f64().unwrap() > 0.0, "{figure}: {run}");
+        }
+        assert_eq!(run["opened"], 12_800);
+        assert!(run["expired"].as_u64().unwrap().abs_diff(12_800) <= 640, "{run}");
+        assert!(run["open"].as_u64().unwrap().abs_diff(2000) <= 100, "{run}");
+        assert_eq!((&run["syn_recv_s"], &run["time_wait_s"]), (&60.into(), &120.into()));
+        let fullnat = run["mode"] == "fullnat";
+        assert_eq!(run["local_addresses"].as_u64().unwrap(), if fullnat { 64 } else { 0 });
+    }
+}
+
+#[test]
 fn a_connection_costs_at_most_128_bytes_and_with_ipv6_192() {
     let output = bench(&["table", "--json", "--connections", "3000,20000", "--rounds", "1"]);
     assert!(output.status.success(), "{output:?}");
@@ -58,6 +91,8 @@ fn bad_input_is_refused_with_a_message_that_names_it() {
         (&["pipeline", "--packets", "-1"], "-1"),
         (&["pipeline", "--quick", "--flows", "5"], "--quick"),
         (&["table", "--connections", "0"], "1..=4000000"),
+        (&["connect", "--schedulers", "wlc,lifo"], "no such scheduler"),
+        (&["connect", "--open", "10"], "1000..=10000000"),
         (&["pipelines"], "pipelines"),
     ] {
         let output = bench(arguments);
