@@ -87,25 +87,92 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The kernel's routes in a form that is looked up when a connection opens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// Longest prefix first. A director has few routes; a full table would want a trie.
-    entries: Vec<(Prefix, Hops)>,
+    v4: Ranges,
+    v6: Ranges,
+}
+
+/// The addresses of one family, cut wherever a prefix begins or ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ranges {
+    /// Where each range begins, in order. What lies before the first has no route.
+    starts: Vec<u128>,
+    /// Where each leads.
+    hops: Vec<Option<Hops>>,
 }
 
 impl Routes {
     /// Builds the table. Of two equal prefixes the first wins: give them in order of the kernel's metric.
-    pub fn new(mut entries: Vec<(Prefix, Hops)>) -> Self {
-        entries.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-        Self { entries }
+    pub fn new(entries: Vec<(Prefix, Hops)>) -> Self {
+        let (v4, v6) = entries.into_iter().partition(|(prefix, _)| prefix.address().is_ipv4());
+        Self { v4: Ranges::new(v4), v6: Ranges::new(v6) }
     }
 
     /// The next hops towards `address`.
     pub fn lookup(&self, address: IpAddr) -> Option<&Hops> {
-        self.entries.iter().find(|(prefix, _)| prefix.contains(address)).map(|(_, hops)| hops)
+        match address {
+            IpAddr::V4(v4) => self.v4.lookup(v4.to_bits().into()),
+            IpAddr::V6(v6) => self.v6.lookup(v6.to_bits()),
+        }
+    }
+}
+
+impl Ranges {
+    fn new(mut entries: Vec<(Prefix, Hops)>) -> Self {
+        // What is around comes before what is in it, and so the last that has begun and not ended is the longest.
+        entries.sort_by_key(|(prefix, _)| (bits(prefix.address()), prefix.len()));
+        entries.dedup_by_key(|(prefix, _)| *prefix);
+        let mut ranges = Self::default();
+        let mut around: Vec<(u128, Hops)> = Vec::new();
+        for (prefix, hops) in entries {
+            let first = bits(prefix.address());
+            ranges.leave(&mut around, Some(first));
+            ranges.push(first, Some(hops.clone()));
+            let width = if prefix.address().is_ipv4() { u32::BITS } else { u128::BITS };
+            // Of the default route of IPv6 this is all ones.
+            let last =
+                first | 1_u128.checked_shl(width - u32::from(prefix.len())).unwrap_or(0).wrapping_sub(1);
+            around.push((last, hops));
+        }
+        ranges.leave(&mut around, None);
+        ranges
+    }
+
+    /// Behind each prefix that ends before `until` what is around it goes on.
+    fn leave(&mut self, around: &mut Vec<(u128, Hops)>, until: Option<u128>) {
+        while let Some((last, _)) = around.pop_if(|(last, _)| until.is_none_or(|until| *last < until)) {
+            if let Some(next) = last.checked_add(1) {
+                self.push(next, around.last().map(|(_, hops)| hops.clone()));
+            }
+        }
+    }
+
+    /// A range begins. One that began at the same address is empty.
+    fn push(&mut self, start: u128, hops: Option<Hops>) {
+        if self.starts.last() == Some(&start) {
+            self.starts.pop();
+            self.hops.pop();
+        }
+        self.starts.push(start);
+        self.hops.push(hops);
+    }
+
+    fn lookup(&self, address: u128) -> Option<&Hops> {
+        let behind = self.starts.partition_point(|&start| start <= address);
+        self.hops[behind.checked_sub(1)?].as_ref()
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn prefix(text: &str) -> Prefix {
@@ -128,6 +195,46 @@ mod tests {
         assert_eq!(hop("192.0.2.1"), Some(HopId(1)));
         assert_eq!(hop("2001:db8::1"), Some(HopId(5)));
         assert_eq!(Routes::default().lookup("10.0.0.1".parse().unwrap()), None);
+    }
+
+    /// A prefix within a few addresses at either end of its family's, or a short one.
+    fn few() -> impl Strategy<Value = Prefix> {
+        (any::<bool>(), any::<bool>(), 0_u32..32, 0_u8..6, any::<bool>()).prop_map(
+            |(v4, end, at, host, short)| {
+                let low = if end { u32::MAX - at } else { at };
+                let high = if end { u128::MAX - u128::from(at) } else { at.into() };
+                let address: IpAddr = if v4 {
+                    std::net::Ipv4Addr::from(low).into()
+                } else {
+                    std::net::Ipv6Addr::from(high).into()
+                };
+                let width = if v4 { 32 } else { 128 };
+                Prefix::new(address, if short { host } else { width - host }).unwrap()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_route_of_every_address_is_that_of_the_first_of_its_longest_prefixes(
+            prefixes in prop::collection::vec(few(), 0..20),
+        ) {
+            let entries: Vec<_> = prefixes.into_iter().zip((0..).map(|hop| HopId(hop).into())).collect();
+            let routes = Routes::new(entries.clone());
+            let v4 = (0..40).flat_map(|at| [at, u32::MAX - at, 0x0800_0000 * (at % 32), 0x0800_0000 * (at % 32) + 9]);
+            let v4 = v4.map(|bits| IpAddr::from(std::net::Ipv4Addr::from(bits)));
+            let v6 = (0..40_u128).flat_map(|at| [at, u128::MAX - at, (at % 32) << 123, ((at % 32) << 123) + 9]);
+            let v6 = v6.map(|bits| IpAddr::from(std::net::Ipv6Addr::from(bits)));
+            for address in v4.chain(v6) {
+                let mut best: Option<&(Prefix, Hops)> = None;
+                for entry in entries.iter().filter(|(prefix, _)| prefix.contains(address)) {
+                    if best.is_none_or(|(prefix, _)| entry.0.len() > prefix.len()) {
+                        best = Some(entry);
+                    }
+                }
+                prop_assert_eq!(routes.lookup(address), best.map(|(_, hops)| hops), "{}", address);
+            }
+        }
     }
 
     /// What the keyed hash of a flow looks like.
