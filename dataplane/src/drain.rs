@@ -303,7 +303,7 @@ mod tests {
         };
         let (snapshot, mut counters) = (snapshot(), WorkerCounters::new(1));
         let mut shared = Shared::new(config, Agreed::new(0, 1, [1, 2]));
-        let mut flows = Flows::<V4>::new(config).unwrap();
+        let mut flows = Flows::<V4>::new(config, shared.home()).unwrap();
         for number in 0..config.max_connections {
             flows.table.insert(flow(number), Ticks(0)).unwrap();
         }

@@ -7,6 +7,7 @@ use crate::classify::{Fragmentation, Meta, Packet, Role};
 use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
 use crate::counters::{Event, ServerField, WorkerCounters};
 use crate::drain::Sweep;
+use crate::home::Home;
 use crate::icmp::{Quoted, Tunnelled};
 use crate::ip::Ip;
 use crate::laddr::LocalPorts;
@@ -86,7 +87,7 @@ pub struct Tick {
 #[derive(Debug)]
 pub struct Flows<A> {
     pub(crate) table: Table<A>,
-    pub(crate) local_ports: LocalPorts,
+    pub(crate) local_ports: LocalPorts<A>,
     pub(crate) hand: Hand,
     pub(crate) sweep: Sweep,
     pub(crate) held: Held,
@@ -97,11 +98,11 @@ impl<A: Ip> Flows<A> {
     /// Records looked at per tick for expiry.
     const EXPIRE_BUDGET: usize = 256;
 
-    pub(crate) fn new(config: Config) -> std::io::Result<Self> {
+    pub(crate) fn new(config: Config, home: &Home) -> std::io::Result<Self> {
         Ok(Self {
             table: Table::new(config.max_connections as usize, config.secret)?,
             held: Held::new(config.max_connections as usize)?,
-            local_ports: LocalPorts::new(config.worker, config.workers, config.seed()),
+            local_ports: LocalPorts::new(config.worker, home, config.seed()),
             hand: Hand::default(),
             sweep: Sweep::default(),
             next_expiry: Ticks(0),
@@ -117,6 +118,11 @@ impl<A: Ip> Flows<A> {
     pub(crate) fn is_here(&self, tuple: &Tuple<A>) -> bool {
         let hit = self.table.lookup(tuple, self.table.hash(tuple));
         hit.is_some_and(|hit| self.table.get(hit.id).moved_to().is_none())
+    }
+
+    /// Whether there is a record of the flow, be it one of where it lives.
+    pub(crate) fn knows(&self, tuple: &Tuple<A>) -> bool {
+        self.table.lookup(tuple, self.table.hash(tuple)).is_some()
     }
 
     /// Begins to look for the flow of a packet: its bucket is fetched.

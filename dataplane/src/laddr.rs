@@ -1,29 +1,42 @@
 //! Local addresses of FULLNAT: from which address and port a new connection talks to its server.
 //!
-//! A worker uses the ports whose remainder by the number of workers is its own number, so that a server's answer says
-//! by its destination port whose it is ([`crate::home::Home::of_local_port`]). There are no pools: whether a port is
-//! free towards a server is asked of the connection table. A record of a connection that is over is the quarantine: LVS
-//! keeps TIME_WAIT for 120 s, Linux servers for 60, so the port of a record that is gone is free at its server too. Only
-//! when there is no other is a port taken from such a record, or from one that is half open.
+//! A worker uses the ports at which a server's answer comes home to it ([`crate::home::Home::of_local_reply`]): those
+//! whose RSS result is its own queue, where NICs are known to hash the protocol's ports, and else those whose remainder by
+//! the number of workers is its own number. Either way a port of a local address is, towards each server, exactly one
+//! worker's, and none is nobody's. There are no pools: whether a port is free towards a server is asked of the connection
+//! table. A record of a connection that is over is the quarantine: LVS keeps TIME_WAIT for 120 s, Linux servers for 60, so
+//! the port of a record that is gone is free at its server too. Only when there is no other is a port taken from such a
+//! record, or from one that is half open.
 
 use std::ops::RangeInclusive;
 
 use shunt_engine::WorkerId;
 
 use crate::conn::GivesWay;
+use crate::home::Home;
 use crate::service::Local;
+use crate::solve::{EIGHT, Solver};
 use crate::tuple::{Address, Endpoint, Protocol, Tuple};
 
 /// Tries per call. A call gives up after that many taken ports, and the next one goes on behind: a search never holds up
 /// the packet path, and the one port that is free among `n` is found within `n / 256` calls, rounded up.
 pub const TRIES_MAX: u32 = 256;
 
+/// Looks per call at eight ports each, of which there may be none of the worker's: enough for all tries with 64 workers.
+const LOOKS_MAX: u32 = 16 * TRIES_MAX;
+
+/// Free ports per call that are passed by for one of another address, whose answers come to the worker's queue.
+const PASSED_MAX: u64 = 16;
+
 /// Chooses the local ports of one worker.
 #[derive(Clone, Debug)]
-pub struct LocalPorts {
+pub struct LocalPorts<A> {
     worker: u16,
     workers: u16,
-    /// Where the next search begins. It never goes back, so a port that was given comes up again after all others.
+    /// Where it is known how NICs spread flows.
+    solver: Option<Solver<A>>,
+    /// The next port to look at: address by address eight ports of each, then the next eight. It never goes back, so a
+    /// port that was given comes up again after all others.
     cursor: u64,
 }
 
@@ -49,37 +62,44 @@ pub struct Choice<A> {
     pub tries: u32,
 }
 
-impl LocalPorts {
-    /// Ports of `worker` among `workers`. `seed` says where the first search begins: after a restart the ports that
+impl<A: Address> LocalPorts<A> {
+    /// The ports that are at home on `worker`. `seed` says where the first search begins: after a restart the ports that
     /// servers still remember shall not be the first again.
-    pub fn new(worker: WorkerId, workers: u16, seed: u64) -> Self {
+    pub fn new(worker: WorkerId, home: &Home, seed: u64) -> Self {
+        let workers = home.workers();
         assert!(worker.0 < workers, "worker {} of {workers}", worker.0);
-        Self { worker: worker.0, workers, cursor: seed % (1 << 32) }
+        let solver = home.spread().map(|spread| Solver::new(spread.clone(), worker));
+        Self { worker: worker.0, workers, solver, cursor: seed % (1 << 32) }
     }
 
     /// A local endpoint among `locals` from which no connection talks to `server` by `protocol`: one whose reply tuple
     /// has no `holder`. Addresses take turns, and so do the ports of each. Where no try finds one it is that of a
     /// connection that is over, or else may give way; of several the one silent for longest.
-    pub fn choose<A: Address>(
+    pub fn choose(
         &mut self,
         locals: &[Local],
         server: Endpoint<A>,
         protocol: Protocol,
         mut holder: impl FnMut(&Tuple<A>) -> Holder,
     ) -> Choice<A> {
-        let addresses = locals.len() as u64;
-        let (mut tries, mut best) = (0, None);
-        let steps = if addresses == 0 { 0 } else { TRIES_MAX };
-        for _ in 0..steps {
-            let (turn, place) = (self.cursor / addresses, (self.cursor % addresses) as usize);
-            self.cursor += 1;
-            let local = &locals[place];
-            let Some(address) = A::from_ip(local.address) else { continue };
-            let Some(port) = self.port(&local.ports, turn) else { continue };
-            let endpoint = Endpoint::new(address, port);
+        let mut passes = (locals.len() as u64).min(PASSED_MAX);
+        let (mut tries, mut looks, mut free, mut best) = (0, LOOKS_MAX, None, None);
+        while tries < TRIES_MAX
+            && let Some(endpoint) = self.next(locals, server, protocol, &mut looks)
+        {
+            let reply = Tuple { src: server, dst: endpoint, protocol };
             tries += 1;
-            match holder(&Tuple { src: server, dst: endpoint, protocol }) {
-                Holder::Nobody => return Choice { endpoint: Some(endpoint), held: false, tries },
+            match holder(&reply) {
+                Holder::Nobody => {
+                    passes -= 1;
+                    if passes == 0 || self.comes_here(&reply) {
+                        free = Some(endpoint);
+                        break;
+                    }
+                    free = free.or(Some(endpoint));
+                    // The address's other ports are no better.
+                    self.cursor = self.cursor.next_multiple_of(EIGHT.into());
+                }
                 Holder::Connection => {}
                 Holder::Leaving(why, idle) => {
                     let rank = (why == GivesWay::Closing, idle);
@@ -89,27 +109,86 @@ impl LocalPorts {
                 }
             }
         }
-        Choice { endpoint: best.map(|(_, endpoint)| endpoint), held: best.is_some(), tries }
+        let held = free.is_none() && best.is_some();
+        Choice { endpoint: free.or(best.map(|(_, endpoint)| endpoint)), held, tries }
     }
 
-    /// This worker's port number `turn` in `ports`, which are counted round. Port 0 is nobody's.
-    fn port(&self, ports: &RangeInclusive<u16>, turn: u64) -> Option<u16> {
-        let (first, last) = ((*ports.start()).max(1), *ports.end());
-        let (worker, workers) = (u32::from(self.worker), u32::from(self.workers));
-        // The first port from `first` on with our remainder.
-        let ours = u32::from(first) + (worker + workers - u32::from(first) % workers) % workers;
-        let count = (u32::from(last) + 1).checked_sub(ours)?.div_ceil(workers);
-        (count > 0).then(|| (ours + (turn % u64::from(count)) as u32 * workers) as u16)
+    /// The next endpoint that is ours, unless it is more than `looks` away.
+    fn next(
+        &mut self,
+        locals: &[Local],
+        server: Endpoint<A>,
+        protocol: Protocol,
+        looks: &mut u32,
+    ) -> Option<Endpoint<A>> {
+        let addresses = locals.len() as u64;
+        if addresses == 0 {
+            return None;
+        }
+        while let Some(left) = looks.checked_sub(1) {
+            *looks = left;
+            let (look, seen) = (self.cursor / u64::from(EIGHT), self.cursor % u64::from(EIGHT));
+            let local = &locals[(look % addresses) as usize];
+            self.cursor = (look + 1) * u64::from(EIGHT);
+            let Some(address) = A::from_ip(local.address) else { continue };
+            let Some((base, usable)) = eight(&local.ports, look / addresses) else { continue };
+            let left = self.ours(server, address, base, protocol) & usable & (u8::MAX << seen);
+            if left != 0 {
+                let bit = left.trailing_zeros();
+                self.cursor = look * u64::from(EIGHT) + u64::from(bit) + 1;
+                return Some(Endpoint::new(address, base + bit as u16));
+            }
+        }
+        None
     }
+
+    /// Which of the eight ports from `base` on are ours, the first one's bit being the lowest.
+    fn ours(&self, server: Endpoint<A>, address: A, base: u16, protocol: Protocol) -> u8 {
+        match &self.solver {
+            Some(solver) if solver.solves(protocol) => solver.eight(server, address, base),
+            _ => {
+                let first = (self.worker + self.workers - base % self.workers) % self.workers;
+                (first..EIGHT).step_by(self.workers.into()).fold(0, |ours, bit| ours | 1 << bit)
+            }
+        }
+    }
+
+    /// Whether an answer comes to our own queue, or nothing can be said about it.
+    fn comes_here(&self, reply: &Tuple<A>) -> bool {
+        match &self.solver {
+            Some(solver) => solver.solves(reply.protocol) || solver.is_ours(reply),
+            None => true,
+        }
+    }
+}
+
+/// The eight ports number `turn` of `ports`, counted round: the first, and which of them are among `ports`, the first
+/// one's bit being the lowest. Port 0 is nobody's.
+fn eight(ports: &RangeInclusive<u16>, turn: u64) -> Option<(u16, u8)> {
+    let (first, last) = ((*ports.start()).max(1), *ports.end());
+    let count = (last / EIGHT + 1).checked_sub(first / EIGHT).filter(|_| first <= last)?;
+    let base = (first / EIGHT + (turn % u64::from(count)) as u16) * EIGHT;
+    let from = u8::MAX << first.saturating_sub(base);
+    let to = u8::MAX >> (EIGHT - 1).saturating_sub(last - base);
+    Some((base, from & to))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tuple::V4;
+    use crate::spread::Spread;
+    use crate::tuple::{V4, V6};
+    use proptest::prelude::*;
+    use shunt_engine::rss::{MICROSOFT_KEY, Rss};
     use std::collections::HashSet;
+    use std::sync::Arc;
 
     const SERVER: Endpoint<V4> = Endpoint::new(V4(0xc0a8_0001), 80);
+
+    /// Where nobody knows how NICs spread flows.
+    fn ports(worker: u16, workers: u16, seed: u64) -> LocalPorts<V4> {
+        LocalPorts::new(WorkerId(worker), &Home::new(workers, [1, 2], None), seed)
+    }
 
     fn local(address: &str, ports: RangeInclusive<u16>) -> Local {
         Local { address: address.parse().unwrap(), ports }
@@ -119,11 +198,23 @@ mod tests {
         if taken { Holder::Connection } else { Holder::Nobody }
     }
 
+    /// Where NICs spread flows over one queue per worker by an indirection table of so many entries.
+    fn home_by_rss(workers: u16, entries: u16, udp_ports: bool) -> Home {
+        let reta = (0..entries).map(|entry| entry % workers).collect();
+        let rss = Rss { key: MICROSOFT_KEY.into(), reta, tcp_ports: true, udp_ports };
+        let spread = Spread::new(&rss, workers, WorkerId).unwrap();
+        Home::new(workers, [1, 2], Some(Arc::new(spread)))
+    }
+
     /// Takes ports until a whole round of searches finds none.
-    fn drain(ports: &mut LocalPorts, locals: &[Local]) -> HashSet<Endpoint<V4>> {
+    fn drain(ports: &mut LocalPorts<V4>, locals: &[Local]) -> HashSet<Endpoint<V4>> {
+        drain_of(ports, locals, Protocol::Tcp)
+    }
+
+    fn drain_of(ports: &mut LocalPorts<V4>, locals: &[Local], protocol: Protocol) -> HashSet<Endpoint<V4>> {
         let (mut used, mut misses) = (HashSet::new(), 0);
         while misses < 65_536 * locals.len() / TRIES_MAX as usize + 1 {
-            let choice = ports.choose(locals, SERVER, Protocol::Tcp, |tuple| held(used.contains(&tuple.dst)));
+            let choice = ports.choose(locals, SERVER, protocol, |tuple| held(used.contains(&tuple.dst)));
             assert!(choice.tries <= TRIES_MAX);
             match choice.endpoint {
                 Some(endpoint) => {
@@ -142,7 +233,7 @@ mod tests {
             let locals = [local("10.0.0.200", 1000..=9999), local("10.0.0.201", 65_000..=65_535)];
             let mut all = HashSet::new();
             for worker in 0..workers {
-                let used = drain(&mut LocalPorts::new(WorkerId(worker), workers, 99), &locals);
+                let used = drain(&mut ports(worker, workers, 99), &locals);
                 assert!(used.iter().all(|endpoint| endpoint.port % workers == worker));
                 for endpoint in used {
                     assert!(all.insert(endpoint), "{endpoint:?} of two workers");
@@ -153,8 +244,100 @@ mod tests {
     }
 
     #[test]
+    fn solved_for_the_own_queue_every_port_is_used_by_exactly_one_worker() {
+        for (workers, entries) in [1, 2, 3, 5, 6, 7, 8].into_iter().zip([128, 128, 128, 100, 512, 37, 64]) {
+            let home = home_by_rss(workers, entries, true);
+            let locals = [local("10.0.0.200", 1000..=9999), local("10.0.0.201", 65_000..=65_535)];
+            let mut all = HashSet::new();
+            for worker in (0..workers).map(WorkerId) {
+                let used = drain(&mut LocalPorts::new(worker, &home, 99), &locals);
+                for endpoint in used {
+                    let reply = Tuple { src: SERVER, dst: endpoint, protocol: Protocol::Tcp };
+                    assert_eq!(home.of_local_reply(&reply), worker, "{workers} workers: {endpoint:?}");
+                    assert!(all.insert(endpoint), "{endpoint:?} of two workers");
+                }
+            }
+            assert_eq!(all.len(), 9000 + 536, "{workers} workers, {entries} entries");
+        }
+    }
+
+    #[test]
+    fn where_ports_are_not_hashed_an_address_whose_answers_come_to_the_own_queue_is_preferred() {
+        let home = home_by_rss(4, 128, false);
+        let locals: Vec<_> = (0..16).map(|i| local(&format!("10.0.0.{}", 200 + i), 1024..=2047)).collect();
+        let mut all = HashSet::new();
+        for worker in (0..4).map(WorkerId) {
+            let mut ports = LocalPorts::<V4>::new(worker, &home, 7);
+            let comes_here = |dst| {
+                let reply = Tuple { src: SERVER, dst, protocol: Protocol::Udp };
+                home.spread().unwrap().of(&reply) == worker
+            };
+            let near = locals
+                .iter()
+                .filter(|local| comes_here(Endpoint::new(V4::from_ip(local.address).unwrap(), 0)));
+            let near = near.count() * 1024 / 4;
+            assert!(near > 0, "of sixteen addresses some are this worker's");
+            let used = drain_of(&mut ports, &locals, Protocol::Udp);
+            assert!(used.iter().all(|endpoint| endpoint.port % 4 == worker.0), "home says so");
+            assert_eq!(used.iter().filter(|&&endpoint| comes_here(endpoint)).count(), near);
+            all.extend(used);
+        }
+        assert_eq!(all.len(), 16 * 1024);
+        // The first ones all are of preferred addresses, and a single address serves all workers.
+        let mut ports = LocalPorts::<V4>::new(WorkerId(1), &home, 7);
+        for _ in 0..200 {
+            let found = ports.choose(&locals, SERVER, Protocol::Udp, |_| Holder::Nobody).endpoint.unwrap();
+            let reply = Tuple { src: SERVER, dst: found, protocol: Protocol::Udp };
+            assert_eq!(home.spread().unwrap().of(&reply), WorkerId(1));
+        }
+        for worker in (0..4).map(WorkerId) {
+            let mut ports = LocalPorts::<V4>::new(worker, &home, 7);
+            let choice = ports.choose(&locals[..1], SERVER, Protocol::Udp, |_| Holder::Nobody);
+            assert_eq!((choice.endpoint.unwrap().port % 4, choice.tries), (worker.0, 1));
+        }
+    }
+
+    proptest! {
+        /// For any NIC: what a worker chooses is its own by the home of the reply, in both IP versions.
+        #[test]
+        fn the_home_of_a_reply_is_the_worker_that_chose_its_port(
+            workers in 1..=16u16,
+            key in prop::collection::vec(any::<u8>(), 0..60),
+            reta in prop::collection::vec(0..16u16, 0..300),
+            (tcp_ports, udp_ports) in any::<(bool, bool)>(),
+            server in any::<(u32, u16)>(),
+            first in 1..65_000u16,
+            seed in any::<u64>(),
+        ) {
+            let reta = reta.into_iter().chain(0..workers).collect();
+            let nic = Rss { key: key.into(), reta, tcp_ports, udp_ports };
+            let spread = Spread::new(&nic, workers, |queue| WorkerId(queue % workers)).unwrap();
+            let home = Home::new(workers, [1, 2], Some(Arc::new(spread)));
+            let ports = first..=first.saturating_add(999);
+            let locals = [local("10.0.0.200", ports.clone()), local("2001:db8::200", ports.clone())];
+            for worker in (0..workers).map(WorkerId) {
+                let (mut v4, mut v6) = (LocalPorts::new(worker, &home, seed), LocalPorts::new(worker, &home, seed));
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    let server_v4 = Endpoint::new(V4(server.0), server.1);
+                    let choice = v4.choose(&locals, server_v4, protocol, |_| Holder::Nobody);
+                    if let Some(dst) = choice.endpoint {
+                        prop_assert!(ports.contains(&dst.port));
+                        prop_assert_eq!(home.of_local_reply(&Tuple { src: server_v4, dst, protocol }), worker);
+                    }
+                    let server_v6 = Endpoint::new(V6([0x2001_0db8, 0, 1, server.0]), server.1);
+                    let choice = v6.choose(&locals, server_v6, protocol, |_| Holder::Nobody);
+                    if let Some(dst) = choice.endpoint {
+                        prop_assert!(ports.contains(&dst.port));
+                        prop_assert_eq!(home.of_local_reply(&Tuple { src: server_v6, dst, protocol }), worker);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_whole_range_of_ports_is_usable_but_port_0() {
-        let used = drain(&mut LocalPorts::new(WorkerId(0), 1, 5), &[local("10.0.0.200", 0..=65_535)]);
+        let used = drain(&mut ports(0, 1, 5), &[local("10.0.0.200", 0..=65_535)]);
         assert_eq!(used.len(), 65_535);
         assert!(used.iter().all(|endpoint| endpoint.port > 0));
     }
@@ -162,7 +345,7 @@ mod tests {
     #[test]
     fn the_only_free_port_is_found_within_the_promised_number_of_calls() {
         for worker in 0..3 {
-            let mut ports = LocalPorts::new(WorkerId(worker), 3, 12_345);
+            let mut ports = ports(worker, 3, 12_345);
             let locals = [local("10.0.0.200", 1024..=65_535), local("10.0.0.201", 1024..=65_535)];
             let free = Endpoint::new(V4(0x0a00_00c9), 40_002 + worker);
             let calls_max = (2 * 64_512 / 3_usize).div_ceil(TRIES_MAX as usize) + 1;
@@ -175,7 +358,7 @@ mod tests {
 
     #[test]
     fn ports_are_tried_towards_the_server_and_addresses_take_turns() {
-        let mut ports = LocalPorts::new(WorkerId(1), 2, 0);
+        let mut ports = ports(1, 2, 0);
         let locals = [local("10.0.0.200", 5000..=5999), local("10.0.0.201", 5000..=5999)];
         let mut given = Vec::new();
         for _ in 0..1000 {
@@ -196,7 +379,7 @@ mod tests {
 
     #[test]
     fn without_a_usable_address_there_is_none() {
-        let mut ports = LocalPorts::new(WorkerId(2), 3, 0);
+        let mut ports = ports(2, 3, 0);
         let mut choose = |locals: &[Local]| ports.choose(locals, SERVER, Protocol::Tcp, |_| Holder::Nobody);
         assert_eq!(choose(&[]), Choice { endpoint: None, held: false, tries: 0 });
         assert_eq!(
@@ -213,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_local_address_carries_64_511_connections_to_a_server_and_as_many_to_the_next() {
-        let mut ports = LocalPorts::new(WorkerId(0), 1, 5);
+        let mut ports = ports(0, 1, 5);
         let locals = [local("10.0.0.200", 1025..=65_535)];
         let used = drain(&mut ports, &locals);
         assert_eq!(used.len(), 64_511);
@@ -227,7 +410,7 @@ mod tests {
     fn a_port_in_quarantine_is_taken_only_when_none_is_free_and_the_oldest_first() {
         let locals = [local("10.0.0.200", 5000..=5009)];
         let choose = |holders: [Holder; 10]| {
-            let mut ports = LocalPorts::new(WorkerId(0), 1, 3);
+            let mut ports = ports(0, 1, 3);
             let holder = |tuple: &Tuple<V4>| holders[usize::from(tuple.dst.port - 5000)];
             let choice = ports.choose(&locals, SERVER, Protocol::Tcp, holder);
             (choice.endpoint.map(|endpoint| endpoint.port), choice.held)
@@ -245,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_search_among_taken_ports_is_bounded() {
-        let mut ports = LocalPorts::new(WorkerId(0), 1, 0);
+        let mut ports = ports(0, 1, 0);
         let choice = ports
             .choose(&[local("10.0.0.200", 1024..=65_535)], SERVER, Protocol::Tcp, |_| Holder::Connection);
         assert_eq!(choice, Choice { endpoint: None, held: false, tries: TRIES_MAX });

@@ -31,6 +31,8 @@ pub mod server;
 pub mod service;
 pub mod shared;
 pub mod snapshot;
+mod solve;
+pub mod spread;
 mod stages;
 mod sync;
 pub mod thresholds;

@@ -63,11 +63,12 @@ impl Pipeline {
     /// # Errors
     /// When the kernel has no memory for the tables.
     pub fn new(config: Config, agreed: Agreed, snapshot: Reader<Snapshot>) -> std::io::Result<Self> {
+        let shared = Shared::new(config, agreed);
         Ok(Self {
             snapshot,
-            v4: Stages::new(config)?,
-            v6: Stages::new(config)?,
-            shared: Shared::new(config, agreed),
+            v4: Stages::new(config, shared.home())?,
+            v6: Stages::new(config, shared.home())?,
+            shared,
             counters: WorkerCounters::new(config.max_servers as usize),
             publication: Publication::default(),
             dumps: Dumps::default(),

@@ -9,7 +9,7 @@ use crate::classify::{FragmentKey, Role};
 use crate::conn::Conn;
 use crate::counters::{self, ServerField};
 use crate::hash::KeyedHash;
-use crate::home::Home;
+use crate::home::{Calls, Home};
 use crate::pipeline::Config;
 use crate::scheduler::{Load, SchedulerState};
 use crate::snapshot::Snapshot;
@@ -42,7 +42,7 @@ impl Shared {
         let (services, servers) = (config.max_services as usize, config.max_servers as usize);
         Self {
             worker: config.worker,
-            home: Home::new(config.workers, config.secret),
+            home: Home::new(config.workers, config.secret, agreed.spread.clone()),
             paths: KeyedHash::new(config.secret, PATHS),
             schedulers: SchedulerState::new(services, servers, config.secret[0]).for_worker(config.worker),
             originated: Originated::new(config.worker, config.seed()),
@@ -52,6 +52,10 @@ impl Shared {
             next_loads: Instant::ZERO,
             loads_cursor: 0,
         }
+    }
+
+    pub(crate) const fn home(&self) -> &Home {
+        &self.home
     }
 
     pub(crate) fn set_peers(&mut self, peers: Vec<Published>) {
@@ -65,12 +69,32 @@ impl Shared {
 
     /// The worker a flow lives on, by the packet's headers alone.
     #[inline]
-    pub(crate) fn home_of<A: Address>(&self, role: Role, tuple: &Tuple<A>) -> WorkerId {
+    pub(crate) fn home_of<A: Address>(&self, snapshot: &Snapshot, role: Role, tuple: &Tuple<A>) -> WorkerId {
         match role {
-            Role::Request(_) => self.home.of_client(tuple.src, tuple.protocol),
-            Role::LocalReply => self.home.of_local_port(tuple.dst.port),
+            Role::Request(id) if self.home.spread().is_some() && snapshot.calls(id).by_client() => {
+                self.home.of_client(tuple.src, tuple.protocol)
+            }
+            Role::Request(_) => self.home.of_request(tuple),
+            Role::LocalReply => self.home.of_local_reply(tuple),
             Role::ServerReply => self.home.of_client(tuple.dst, tuple.protocol),
         }
+    }
+
+    /// The worker a flow may live on from the time before its service had a NAT server, if that is another one than
+    /// [`Self::home_of`] says.
+    #[inline]
+    pub(crate) fn earlier_home_of<A: Address>(
+        &self,
+        snapshot: &Snapshot,
+        role: Role,
+        tuple: &Tuple<A>,
+    ) -> Option<WorkerId> {
+        let Role::Request(id) = role else { return None };
+        if self.home.spread().is_none() || snapshot.calls(id) != Calls::ByClientOnceByQueue {
+            return None;
+        }
+        let earlier = self.home.of_request(tuple);
+        (earlier != self.home_of(snapshot, role, tuple)).then_some(earlier)
     }
 
     /// What says which of several next hops a flow takes (see [`crate::route::Hops::of`]).

@@ -6,6 +6,7 @@ use crate::classify::{self, FragmentKey, Fragmentation, Meta, Ours, Packet};
 use crate::counters::Event;
 use crate::flow::{Context, Flows, Search};
 use crate::fragment::Fragments;
+use crate::home::Home;
 use crate::ip::Ip;
 use crate::pipeline::Config;
 use crate::tuple::Tuple;
@@ -32,8 +33,8 @@ impl<A: Ip> Stages<A> {
     ///
     /// # Errors
     /// When the kernel has no memory for them.
-    pub(crate) fn new(config: Config) -> std::io::Result<Self> {
-        Ok(Self { flows: Flows::new(config)?, fragments: Fragments::default() })
+    pub(crate) fn new(config: Config, home: &Home) -> std::io::Result<Self> {
+        Ok(Self { flows: Flows::new(config, home)?, fragments: Fragments::default() })
     }
 
     /// Begins the search for the flow of a whole packet.
@@ -74,7 +75,7 @@ impl<A: Ip> Stages<A> {
         search: Search,
         frame: &mut Frame,
     ) -> Decision {
-        match self.elsewhere(cx, origin, packet.role, &packet.tuple) {
+        match self.elsewhere(cx, origin, packet.role, &packet.tuple, packet.opens()) {
             Some(decision) => decision,
             None => self.flows.packet(cx, packet, search, frame),
         }
@@ -92,7 +93,7 @@ impl<A: Ip> Stages<A> {
         self.whole(cx, origin, packet, search, frame)
     }
 
-    /// What to do with a packet of `tuple` when its flow does not live here.
+    /// What to do with a packet of `tuple` when its flow does not live here. `opens`: it may open one at its home.
     #[inline(always)]
     fn elsewhere(
         &self,
@@ -100,14 +101,29 @@ impl<A: Ip> Stages<A> {
         origin: Origin,
         role: classify::Role,
         tuple: &Tuple<A>,
+        opens: bool,
     ) -> Option<Decision> {
-        let home = cx.shared.home_of(role, tuple);
-        if home == cx.shared.worker || self.flows.is_here(tuple) {
+        let home = cx.shared.home_of(cx.snapshot, role, tuple);
+        let earlier = cx.shared.earlier_home_of(cx.snapshot, role, tuple);
+        let next = match earlier {
+            None if home == cx.shared.worker => return None,
+            None => home,
+            Some(earlier) if home == cx.shared.worker => {
+                if opens || origin == Origin::Handoff(earlier) || self.flows.knows(tuple) {
+                    return None;
+                }
+                earlier
+            }
+            // The home has sent it on: nobody has the flow.
+            Some(earlier) if earlier == cx.shared.worker && origin == Origin::Handoff(home) => return None,
+            Some(_) => home,
+        };
+        if self.flows.is_here(tuple) {
             return None;
         }
         Some(match origin {
-            Origin::Handoff(from) if from == home => Decision::Drop(DropReason::HandoffLoop),
-            Origin::Handoff(_) | Origin::Port => Decision::Handoff(home),
+            Origin::Handoff(from) if from == next => Decision::Drop(DropReason::HandoffLoop),
+            Origin::Handoff(_) | Origin::Port => Decision::Handoff(next),
         })
     }
 
@@ -205,7 +221,7 @@ impl<A: Ip> Stages<A> {
         // What the quoted packet's receiver would answer is what we know the flow by.
         let tuple = quoted.tuple.reversed();
         let Some(role) = classify::role(&tuple, cx.snapshot) else { return Decision::Punt };
-        match self.elsewhere(cx, cx.origin, role, &tuple) {
+        match self.elsewhere(cx, cx.origin, role, &tuple, false) {
             Some(decision) => decision,
             None => self.flows.icmp_error(cx, &tuple, &quoted, &meta, frame),
         }
@@ -215,7 +231,7 @@ impl<A: Ip> Stages<A> {
     fn tunnel_error(&mut self, cx: &mut Context<'_, '_>, meta: Meta, frame: &Frame) -> Decision {
         let Some(tunnelled) = A::tunnelled(frame.data(), &meta) else { return Decision::Punt };
         let Some(role) = classify::role(&tunnelled.tuple, cx.snapshot) else { return Decision::Punt };
-        match self.elsewhere(cx, cx.origin, role, &tunnelled.tuple) {
+        match self.elsewhere(cx, cx.origin, role, &tunnelled.tuple, false) {
             Some(decision) => decision,
             None => self.flows.tunnel_error(cx, &tunnelled, &meta, frame),
         }

@@ -21,9 +21,14 @@ pub enum TxShare {
     Via(WorkerId),
 }
 
+/// The worker among `workers` that polls queue `queue` of a port.
+pub const fn owner(queue: u16, workers: u16) -> WorkerId {
+    WorkerId(queue % workers)
+}
+
 /// Deals the queues of all ports out to `workers` workers; `queues[p]` is the number of queue pairs of `PortId(p)`.
 ///
-/// Queue `q` belongs to worker `q % workers`. A worker transmits on its first queue of a port; one that has none
+/// Each queue belongs to its [`owner`]. A worker transmits on its first queue of a port; one that has none
 /// transmits through the worker of queue `worker % queues`. The transmit halves of further queues stay unused.
 ///
 /// # Panics
@@ -38,7 +43,7 @@ pub fn assign(queues: &[u16], workers: u16) -> Vec<Share> {
     let share = |worker: u16| Share {
         rx: ports()
             .flat_map(|(port, count)| {
-                (0..count).filter(|queue| queue % workers == worker).map(move |q| (port, q))
+                (0..count).filter(|&queue| owner(queue, workers) == WorkerId(worker)).map(move |q| (port, q))
             })
             .collect(),
         tx: ports()

@@ -16,6 +16,26 @@ pub struct Rss {
     pub udp_ports: bool,
 }
 
+/// Why it is not known how a port spreads received frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// There is nothing to ask, or it does not answer.
+    #[error("the driver does not tell how it spreads frames")]
+    NotTold,
+    /// A packet socket's fanout: a hash under a secret of the kernel's.
+    #[error("the kernel spreads frames by a hash of its own")]
+    KernelsOwn,
+    /// Not the Toeplitz hash, or one of something else than the packet's bytes as they are.
+    #[error("the hash is not the plain Toeplitz hash")]
+    Function,
+    /// Not the addresses, with or without the ports.
+    #[error("other fields are hashed than addresses, or addresses and ports")]
+    Fields,
+    /// IPv4 and IPv6 differ.
+    #[error("ports are hashed in one version of IP only")]
+    Versions,
+}
+
 /// What the hash of a packet is taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
@@ -43,7 +63,7 @@ impl Rss {
 
     /// The hash a NIC with this key computes.
     pub fn hash(&self, tuple: &Tuple) -> u32 {
-        let mut input = [0; 36];
+        let mut input = [0; INPUT_LEN_MAX];
         let mut len = 0;
         let mut put = |bytes: &[u8]| {
             input[len..len + bytes.len()].copy_from_slice(bytes);
@@ -131,6 +151,48 @@ impl Tuple {
         Some(Self { source, destination, protocol, ports })
     }
 }
+
+/// The Toeplitz hash under one key by table: a look-up per byte of input.
+///
+/// The hash is linear: that of an input is the sum modulo two (`^`) of what its parts add, each at its place.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Toeplitz {
+    bytes: Box<[[u32; 256]; INPUT_LEN_MAX]>,
+}
+
+impl Toeplitz {
+    /// The hash under `key`.
+    pub fn new(key: &[u8]) -> Self {
+        let mut bytes = Box::new([[0; 256]; INPUT_LEN_MAX]);
+        for (at, values) in bytes.iter_mut().enumerate() {
+            let mut input = [0; INPUT_LEN_MAX];
+            for (byte, value) in (0..=u8::MAX).zip(values) {
+                input[at] = byte;
+                *value = toeplitz(key, &input);
+            }
+        }
+        Self { bytes }
+    }
+
+    /// What `part` adds to the hash where it is the input from byte `at` on.
+    ///
+    /// # Panics
+    /// When it would end behind the longest input.
+    #[inline]
+    pub fn part(&self, at: usize, part: &[u8]) -> u32 {
+        let tables = &self.bytes[at..at + part.len()];
+        tables.iter().zip(part).fold(0, |hash, (values, &byte)| hash ^ values[usize::from(byte)])
+    }
+}
+
+impl std::fmt::Debug for Toeplitz {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Toeplitz")
+    }
+}
+
+/// The longest input of the hash: two IPv6 addresses and two ports.
+pub const INPUT_LEN_MAX: usize = 36;
 
 /// The Toeplitz hash of `input` under `key`: for every set bit of the input, the 32 bits of the key that start at its
 /// position are added modulo two. Bits that a short key lacks count as zero.
@@ -247,6 +309,21 @@ mod tests {
             let tuple = tuple(destination, source, TCP);
             assert_eq!(addresses.hash(&tuple), by_address, "{source} to {destination}, addresses");
             assert_eq!(ports.hash(&tuple), by_port, "{source} to {destination}, addresses and ports");
+        }
+    }
+
+    #[test]
+    fn hashes_by_table_are_the_sum_of_the_parts_wherever_the_input_is_cut() {
+        let key: Vec<u8> = (0..52).map(|i| (i * 37 + 11) as u8).collect();
+        for key in [&MICROSOFT_KEY[..], &key, &key[..7], &[]] {
+            let table = Toeplitz::new(key);
+            for len in 0..=INPUT_LEN_MAX {
+                let input: Vec<u8> = (0..len).map(|i| (i * 59 + len) as u8).collect();
+                for cut in 0..=len {
+                    let sum = table.part(0, &input[..cut]) ^ table.part(cut, &input[cut..]);
+                    assert_eq!(sum, toeplitz(key, &input), "{len} bytes cut at {cut}");
+                }
+            }
         }
     }
 

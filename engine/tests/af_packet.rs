@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::UdpSocket;
 
 use shunt_engine::port::af_packet::{AfPacket, AfPacketConfig};
+use shunt_engine::rss::Unknown;
 
 use ports::kernel::{AfPacketHarness, Cable, NEAR};
 use ports::{Harness, Lab, PORT_MAC, WINDOW, from_port, load, to_port, until};
@@ -112,5 +113,5 @@ fn the_port_tells_address_and_mtu_of_the_interface() {
     let caps = lab.harness.port().caps().clone();
     assert_eq!((caps.name.as_str(), caps.kind, caps.mtu), (NEAR, "af_packet", 1500));
     assert_eq!(caps.mac.0, PORT_MAC);
-    assert!(caps.kernel_sees_all && caps.rss.is_none());
+    assert!(caps.kernel_sees_all && caps.rss == Err(Unknown::KernelsOwn));
 }

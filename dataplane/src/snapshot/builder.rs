@@ -1,12 +1,13 @@
 //! Builds a [`Snapshot`] from plain parts. Control, tests, benches and fuzz targets all use this one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use shunt_engine::steer::Prefix;
 
 use super::{PortInfo, Snapshot};
+use crate::home::Calls;
 use crate::neigh::{HopId, NextHop};
 use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
@@ -19,6 +20,7 @@ pub struct Builder {
     snapshot: Snapshot,
     routes: Vec<(Prefix, Hops)>,
     before: Vec<Option<Pools>>,
+    calls_before: BTreeMap<String, Calls>,
     own: BTreeSet<IpAddr>,
 }
 
@@ -28,9 +30,11 @@ impl Builder {
         Self::default()
     }
 
-    /// The same, for the snapshot that follows `before`: schedulers' tables that would be the same are taken from there.
+    /// The same, for the snapshot that follows `before`: schedulers' tables that would be the same are taken from there,
+    /// and connections are found where they were.
     pub fn after(before: &Snapshot) -> Self {
-        Self { before: before.pools.clone(), ..Self::default() }
+        let calls = before.services().map(|service| (service.name.clone(), before.calls(service.id)));
+        Self { before: before.pools.clone(), calls_before: calls.collect(), ..Self::default() }
     }
 
     /// Adds a port; ports are numbered in the order they are added.
@@ -75,6 +79,7 @@ impl Builder {
         let slot = service.id.0 as usize;
         let before = self.before.get(slot).and_then(Option::as_ref);
         put(&mut self.snapshot.pools, slot, Pools::new(&service, &servers, before));
+        self.calls(&service, false);
         servers.into_iter().for_each(|server| self.server(&service, server));
         put(&mut self.snapshot.services, slot, Arc::new(service));
         self
@@ -91,6 +96,7 @@ impl Builder {
 
     fn server(&mut self, service: &Service, server: Server) {
         if server.mode == Mode::Nat {
+            self.calls(service, true);
             // Without a port of its own it answers from the one that was called.
             let called = service.listen.iter().map(|listen| listen.ports.clone());
             let ports = server.port.map_or_else(|| called.collect(), |port| vec![port..=port]);
@@ -99,6 +105,12 @@ impl Builder {
             }
         }
         put(&mut self.snapshot.servers, server.id.slot as usize, server);
+    }
+
+    fn calls(&mut self, service: &Service, has_nat: bool) {
+        let (slot, calls) = (service.id.0 as usize, &mut self.snapshot.calls);
+        calls.resize(calls.len().max(slot + 1), Calls::default());
+        calls[slot] = Calls::after(self.calls_before.get(&service.name).copied(), has_nat);
     }
 
     /// The finished snapshot.

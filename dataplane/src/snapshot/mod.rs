@@ -13,6 +13,7 @@ use shunt_engine::steer::{Rule, Side};
 pub use builder::Builder;
 pub use endpoints::Endpoints;
 
+use crate::home::Calls;
 use crate::neigh::{HopId, NextHop};
 use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
@@ -24,6 +25,7 @@ use crate::service::{Service, ServiceId, ServiceIndex};
 pub struct Snapshot {
     services: Vec<Option<Arc<Service>>>,
     pools: Vec<Option<Pools>>,
+    calls: Vec<Calls>,
     index: ServiceIndex,
     servers: Vec<Option<Server>>,
     locals: Endpoints,
@@ -57,6 +59,12 @@ impl Snapshot {
     #[inline]
     pub fn pools(&self, id: ServiceId) -> Option<&Pools> {
         self.pools.get(id.0 as usize)?.as_ref()
+    }
+
+    /// How requests to the service in slot `id` find their home.
+    #[inline]
+    pub fn calls(&self, id: ServiceId) -> Calls {
+        self.calls.get(id.0 as usize).copied().unwrap_or_default()
     }
 
     /// All services.

@@ -15,7 +15,7 @@ use crate::packets::{at_server, check, data, reassembled};
 const ROUTER: V4 = V4(0x0a01_00fe);
 
 /// "Host unreachable" from `src` to `dst` about the first `quote` bytes of `packet`.
-fn error(src: V4, dst: V4, packet: &[u8], quote: usize) -> PacketBuilder {
+pub(crate) fn error(src: V4, dst: V4, packet: &[u8], quote: usize) -> PacketBuilder {
     let quote = &packet[..quote.min(packet.len())];
     PacketBuilder::icmp(&format!("{src:?}"), &format!("{dst:?}"), 3, 1).payload(quote)
 }

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::{Conn, Timeouts};
@@ -19,14 +20,17 @@ use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
 use shunt_dataplane::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
+use shunt_dataplane::spread::Spread;
 use shunt_dataplane::tuple::{Address, Endpoint, Protocol, V4, V6};
 use shunt_dataplane::verdict::DropReason;
 use shunt_dataplane::wire::builder::PacketBuilder;
 use shunt_dataplane::wire::tcp::flags;
+use shunt_engine::assign::owner;
 use shunt_engine::mempool::PoolConfig;
 use shunt_engine::port::MacAddr;
 use shunt_engine::program::{EmitBuffer, Verdicts};
 use shunt_engine::publish::{self, Publisher};
+use shunt_engine::rss::Rss;
 use shunt_engine::steer::Prefix;
 use shunt_engine::{
     BURST, Burst, Duration, Emit, Instant, Mempool, Origin, PortId, Program, Verdict, WorkerId,
@@ -73,6 +77,10 @@ pub(crate) struct World {
     pub(crate) scheduler: SchedulerKind,
     /// Leading bits of the VIP that every service listens on.
     pub(crate) vip_len: u8,
+    /// How NICs spread frames over their queues, as far as the workers know.
+    pub(crate) rss: Option<Rss>,
+    /// Connections per worker.
+    pub(crate) max_connections: u32,
 }
 
 impl Default for World {
@@ -91,6 +99,8 @@ impl Default for World {
             chunks: 512,
             scheduler: SchedulerKind::Wlc,
             vip_len: 32,
+            rss: None,
+            max_connections: 16,
         }
     }
 }
@@ -167,7 +177,14 @@ impl World {
 
     pub(crate) fn agreed(&self) -> Agreed {
         let config = self.config(0);
-        Agreed::new(64, config.max_servers, config.secret)
+        let spread =
+            self.rss.as_ref().and_then(|rss| Spread::new(rss, self.workers, |queue| self.owner(queue)));
+        Agreed { spread: spread.map(Arc::new), ..Agreed::new(64, config.max_servers, config.secret) }
+    }
+
+    /// The worker of a queue.
+    pub(crate) const fn owner(&self, queue: u16) -> WorkerId {
+        owner(queue, self.workers)
     }
 
     pub(crate) fn config(&self, worker: u16) -> Config {
@@ -175,14 +192,18 @@ impl World {
             worker: WorkerId(worker),
             workers: self.workers,
             secret: [5, 7],
-            max_connections: 16,
+            max_connections: self.max_connections,
             max_services: SERVICES as u32,
             max_servers: SLOTS as u32,
         }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut builder = Builder::new();
+        self.snapshot_after(&Snapshot::default())
+    }
+
+    fn snapshot_after(&self, before: &Snapshot) -> Snapshot {
+        let mut builder = Builder::after(before);
         for (name, mac) in ["clients", "servers"].into_iter().zip(US) {
             builder.port(PortInfo { name: name.into(), mac });
         }
@@ -291,7 +312,8 @@ impl Lab {
 
     pub(crate) fn reload(&mut self, change: impl FnOnce(&mut World)) {
         change(&mut self.world);
-        self.publisher.publish(self.world.snapshot());
+        let next = self.world.snapshot_after(&self.publisher.current());
+        self.publisher.publish(next);
     }
 
     /// Worker `worker` receives `frames` from `port`, in bursts; returns what leaves, once all handed on is decided too.

@@ -13,5 +13,6 @@ mod on_workers;
 mod oversize;
 mod packets;
 mod reload;
+mod rss;
 mod rubbish;
 mod stations;

@@ -29,9 +29,10 @@ const CHUNKS: u32 = 256;
 /// The clients' port has a queue for two of the three workers, the servers' for one.
 const QUEUES: [u16; 2] = [2, 1];
 
-struct Bench {
-    workers: Vec<Worker<Pipeline>>,
-    wires: Vec<Wire>,
+pub(crate) struct Bench {
+    pub(crate) workers: Vec<Worker<Pipeline>>,
+    pub(crate) wires: Vec<Wire>,
+    queues: [u16; 2],
     clock: Clock,
     punted: Arc<AtomicU64>,
 }
@@ -46,10 +47,13 @@ impl PuntSink for Kernel {
 }
 
 impl Bench {
-    fn new(world: &World) -> Self {
+    /// Workers that share `queues` queues of each port.
+    pub(crate) fn new(world: &World, queues: [u16; 2]) -> Self {
         let (mut wires, mut pairs): (Vec<Wire>, Vec<Vec<Option<QueuePair>>>) = (Vec::new(), Vec::new());
-        for (queues, mac) in QUEUES.into_iter().zip(US) {
-            let (mut port, wire) = MemPort::open(MemConfig { mac, queues, ..MemConfig::default() }).unwrap();
+        for (queues, mac) in queues.into_iter().zip(US) {
+            let rss = world.rss.clone();
+            let config = MemConfig { mac, queues, rss, ..MemConfig::default() };
+            let (mut port, wire) = MemPort::open(config).unwrap();
             wires.push(wire);
             pairs.push((0..queues).map(|queue| Some(port.take_queue(queue).unwrap())).collect());
         }
@@ -59,7 +63,7 @@ impl Bench {
         let pools = Mempool::split(pool, usize::from(world.workers)).unwrap();
         let punted = Arc::new(AtomicU64::new(0));
         let agreed = world.agreed();
-        let shares = assign(&QUEUES, world.workers);
+        let shares = assign(&queues, world.workers);
         let parts =
             readers.into_iter().zip(pools).zip(ring::mesh(world.workers).unwrap()).zip(shares).zip(0..);
         let mut worker = |((((reader, pool), links), share), id)| {
@@ -88,12 +92,12 @@ impl Bench {
             })
         };
         let workers = parts.map(&mut worker).collect();
-        Self { workers, wires, clock, punted }
+        Self { workers, wires, queues, clock, punted }
     }
 
     /// Puts frames on the queues of a port in turn, and returns what leaves by the `to` port.
     fn carry(&mut self, from: usize, frames: &[Vec<u8>], to: usize) -> Vec<Vec<u8>> {
-        for (frame, queue) in frames.iter().zip((0..QUEUES[from]).cycle()) {
+        for (frame, queue) in frames.iter().zip((0..self.queues[from]).cycle()) {
             assert!(self.wires[from].send_to(queue, frame));
             self.turn(1);
         }
@@ -103,7 +107,7 @@ impl Bench {
         out
     }
 
-    fn turn(&mut self, times: usize) {
+    pub(crate) fn turn(&mut self, times: usize) {
         for _ in 0..times {
             for worker in &mut self.workers {
                 worker.turn();
@@ -111,7 +115,7 @@ impl Bench {
         }
     }
 
-    fn count(&mut self, counter: WorkerCounter) -> u64 {
+    pub(crate) fn count(&mut self, counter: WorkerCounter) -> u64 {
         for _ in 0..2 {
             self.clock.advance(Duration::from_secs(1));
             self.turn(1);
@@ -119,7 +123,7 @@ impl Bench {
         self.workers.iter().map(|worker| worker.view().get(counter)).sum()
     }
 
-    fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         assert_eq!(self.count(WorkerCounter::HandoffOut), self.count(WorkerCounter::HandoffIn));
         assert_eq!(self.count(WorkerCounter::TxViaOther), self.count(WorkerCounter::TxForOther));
         assert_eq!((self.count(WorkerCounter::Misrouted), self.count(WorkerCounter::HandoffFull)), (0, 0));
@@ -133,7 +137,7 @@ impl Bench {
 
 #[test]
 fn fragments_from_two_queues_leave_by_the_third_workers_way_and_buffers_come_home() {
-    let mut bench = Bench::new(&World { mtu: [1500, 600], ..World::default() });
+    let mut bench = Bench::new(&World { mtu: [1500, 600], ..World::default() }, QUEUES);
     let mut handed = 0;
     for (case, (mode, protocol)) in (0..3).flat_map(|_| every()).enumerate() {
         let (src, dst) = (client(40_000 + case as u16 / 8), vip(mode, protocol));
@@ -162,7 +166,7 @@ fn fragments_from_two_queues_leave_by_the_third_workers_way_and_buffers_come_hom
 
 #[test]
 fn answers_of_our_own_leave_by_the_port_the_packet_came_in_by_whoever_decided() {
-    let mut bench = Bench::new(&World::default());
+    let mut bench = Bench::new(&World::default(), QUEUES);
     for port in 40_000..40_030 {
         let stray = PacketBuilder::tcp(client(port), vip(Mode::Nat, Protocol::Tcp)).link(CLIENT_MAC, US[0]);
         let out = bench.carry(0, &[stray.clone().build(), stray.build()], 0);
@@ -174,7 +178,7 @@ fn answers_of_our_own_leave_by_the_port_the_packet_came_in_by_whoever_decided() 
 
 #[test]
 fn what_waited_in_vain_is_punted_and_what_waits_at_the_end_is_freed() {
-    let mut bench = Bench::new(&World::default());
+    let mut bench = Bench::new(&World::default(), QUEUES);
     let packet = data(Protocol::Udp, client(40_000), Endpoint::new(VIP, 53), 4000).build_ip();
     let later: Vec<_> = cut(&packet, 1480)[1..].iter().map(|part| framed(CLIENT_MAC, US[0], part)).collect();
     assert_eq!(bench.carry(0, &later, 0), Vec::<Vec<u8>>::new());

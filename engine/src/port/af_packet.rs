@@ -18,6 +18,7 @@ use crate::port::checksum::complete_partial;
 use crate::port::netdev::Netdev;
 use crate::port::offload::ReceiveOffloads;
 use crate::port::{FRAME_OVERHEAD, Port, PortCaps, PortError, QueuePair, RxQueue, RxStats, TxQueue, TxStats};
+use crate::rss::Unknown;
 use crate::steer::Rule;
 
 /// Which interface to open, and how.
@@ -67,7 +68,8 @@ impl AfPacket {
         };
         let offloads = ReceiveOffloads::disable(&name).map_err(fail("switching receive offloads off"))?;
         let sockets = open_sockets(&name, index, queues)?;
-        let caps = PortCaps { name, kind: "af_packet", mac, mtu, queues, rss: None, kernel_sees_all: true };
+        let rss = Err(Unknown::KernelsOwn);
+        let caps = PortCaps { name, kind: "af_packet", mac, mtu, queues, rss, kernel_sees_all: true };
         Ok(Self { caps, sockets: sockets.into_iter().map(Some).collect(), _offloads: offloads })
     }
 }

@@ -16,7 +16,7 @@ use crate::mempool::Mempool;
 use crate::port::{
     FRAME_OVERHEAD, MacAddr, Port, PortCaps, PortError, QueuePair, RxQueue, RxStats, TxQueue, TxStats,
 };
-use crate::rss::Rss;
+use crate::rss::{Rss, Unknown};
 use crate::steer::Rule;
 
 /// What a [`MemPort`] is like.
@@ -87,8 +87,9 @@ impl MemPort {
             let tx = MemTx { to_wire, frame_len_max, stats: TxStats::default() };
             port_ends.push(Some((rx, tx)));
         }
-        let wire = Wire { rss: rss.clone(), queues: wire_ends };
-        let caps = PortCaps { name, kind: "mem", mac, mtu, queues, rss, kernel_sees_all: false };
+        let known = rss.clone().ok_or(Unknown::NotTold);
+        let wire = Wire { rss, queues: wire_ends };
+        let caps = PortCaps { name, kind: "mem", mac, mtu, queues, rss: known, kernel_sees_all: false };
         Ok((Self { caps, queues: port_ends }, wire))
     }
 }

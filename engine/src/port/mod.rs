@@ -10,11 +10,13 @@ pub mod mem;
 pub(crate) mod netdev;
 pub mod offload;
 pub mod pcap;
+mod rx_flow_hash;
 
 use std::os::fd::BorrowedFd;
 
 use crate::burst::Burst;
 use crate::mempool::Mempool;
+use crate::rss::{Rss, Unknown};
 use crate::steer::Rule;
 
 /// The number of a port in this process, as in the configuration's order.
@@ -64,8 +66,8 @@ pub struct PortCaps {
     pub mtu: u16,
     /// Queue pairs that can be taken.
     pub queues: u16,
-    /// How received frames are spread over the queues, where it is known.
-    pub rss: Option<crate::rss::Rss>,
+    /// How received frames are spread over the queues, or why that is not known.
+    pub rss: Result<Rss, Unknown>,
     /// Whether the kernel gets a copy of every frame anyway, so that handing one back would double it.
     pub kernel_sees_all: bool,
 }

@@ -16,7 +16,9 @@ use super::MacAddr;
 /// Length of an interface name, final zero included.
 const NAME_LEN: usize = 16;
 
+const ETHTOOL_GRXFH: u32 = 0x29;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_GRSSH: u32 = 0x46;
 
 /// An interface by name, in the network namespace of the thread that looked it up.
 #[derive(Debug)]
@@ -44,6 +46,21 @@ struct Channels {
     other: u32,
     combined: u32,
 }
+
+/// The part of `struct ethtool_rxnfc` that `ETHTOOL_GRXFH` is about.
+#[repr(C)]
+struct RxHash {
+    command: u32,
+    flow_type: u32,
+    fields: u64,
+}
+
+/// Words before the indirection table in `struct ethtool_rxfh`: command, context, its length, the key's length in
+/// bytes, hash function (byte 0) and transformation of the input (byte 1), reserved.
+pub(crate) const RXFH_WORDS: usize = 6;
+
+/// More entries, or bytes of key, than any device has.
+const RXFH_MAX: u32 = 1 << 16;
 
 impl Netdev {
     /// # Errors
@@ -130,6 +147,31 @@ impl Netdev {
         u16::try_from(queues.max(1)).unwrap_or(u16::MAX)
     }
 
+    /// How the device spreads frames over its queues: a `struct ethtool_rxfh`, whose first [`RXFH_WORDS`] words are
+    /// followed by the indirection table and the key.
+    pub(crate) fn rxfh(&self) -> io::Result<Vec<u32>> {
+        // First the sizes are asked for; then what has exactly these sizes.
+        let mut sizes = [ETHTOOL_GRSSH, 0, 0, 0, 0, 0];
+        const { assert!(RXFH_WORDS == 6) };
+        self.ethtool(&mut sizes)?;
+        let [_, _, entries, key_len, ..] = sizes;
+        if entries > RXFH_MAX || key_len > RXFH_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut answer = vec![0; RXFH_WORDS + entries as usize + key_len.div_ceil(4) as usize];
+        [answer[0], answer[2], answer[3]] = [ETHTOOL_GRSSH, entries, key_len];
+        // The kernel writes as many entries and bytes of key as are named here, or refuses.
+        self.ethtool(answer.as_mut_slice())?;
+        Ok(answer)
+    }
+
+    /// Which fields of packets of a kind (`TCP_V4_FLOW` …) the device hashes: bits `RXH_*`.
+    pub(crate) fn hashed_fields(&self, flow_type: u32) -> io::Result<u64> {
+        let mut request = RxHash { command: ETHTOOL_GRXFH, flow_type, fields: 0 };
+        self.ethtool(&mut request)?;
+        Ok(request.fields)
+    }
+
     /// An ethtool request whose command and answer are a `u32` each (`struct ethtool_value`).
     pub(crate) fn ethtool_value(&self, command: u32, value: u32) -> io::Result<u32> {
         let mut request = [command, value];
@@ -138,8 +180,8 @@ impl Netdev {
     }
 
     /// `T` is the kernel's structure for the command in its first field.
-    fn ethtool<T>(&self, data: &mut T) -> io::Result<()> {
-        let pointer = std::ptr::from_mut(data) as usize;
+    fn ethtool<T: ?Sized>(&self, data: &mut T) -> io::Result<()> {
+        let pointer = std::ptr::from_mut(data).cast::<u8>() as usize;
         self.request(libc::SIOCETHTOOL, &pointer.to_ne_bytes()).map(drop)
     }
 

@@ -16,6 +16,7 @@ use crate::mempool::Mempool;
 use crate::port::{
     FRAME_OVERHEAD, MacAddr, Port, PortCaps, PortError, QueuePair, RxQueue, RxStats, TxQueue, TxStats,
 };
+use crate::rss::Unknown;
 use crate::steer::Rule;
 use file::{ReadError, Reader, Writer};
 
@@ -64,8 +65,15 @@ impl PcapPort {
         let stats = RxStats::default();
         let rx = PcapRx { reader, progress: progress.clone(), frame_len_max, stats };
         let tx = PcapTx { writer, unflushed: false, frame_len_max, stats: TxStats::default() };
-        let caps =
-            PortCaps { name: label, kind: "pcap", mac, mtu, queues: 1, rss: None, kernel_sees_all: false };
+        let caps = PortCaps {
+            name: label,
+            kind: "pcap",
+            mac,
+            mtu,
+            queues: 1,
+            rss: Err(Unknown::NotTold),
+            kernel_sees_all: false,
+        };
         Ok(Self { caps, queue: Some((rx, tx)), progress })
     }
 

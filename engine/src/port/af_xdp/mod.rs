@@ -22,7 +22,7 @@ use self::filter::QUEUES_MAX;
 use self::socket::{Bound, LINK_LEN};
 use super::netdev::Netdev;
 use super::offload::ReceiveOffloads;
-use super::{MacAddr, Port, PortCaps, PortError, QueuePair};
+use super::{MacAddr, Port, PortCaps, PortError, QueuePair, rx_flow_hash};
 use crate::mempool::Region;
 use crate::steer::{Rule, RuleSet};
 
@@ -115,7 +115,7 @@ impl AfXdp {
             mac,
             mtu: mtu as u16,
             queues,
-            rss: None,
+            rss: rx_flow_hash::read(&netdev),
             kernel_sees_all: false,
         };
         Ok(Self { caps, link, filter, sockets, _offloads: offloads })
