@@ -58,6 +58,21 @@ fn open_one(port: &config::Port, region: &Arc<Region>, workers: u16) -> Result<B
     })
 }
 
+/// What is wrong with the configuration's cores on a machine where those `allowed` may be used, if anything.
+pub fn missing_cores(engine: &Engine, allowed: &[usize]) -> Option<String> {
+    let list = |cores: &[usize]| cores.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    let missing: Vec<_> = engine.cores.iter().copied().filter(|core| !allowed.contains(core)).collect();
+    let many = if missing.len() == 1 { ("core", "is") } else { ("cores", "are") };
+    (!missing.is_empty() && !allowed.is_empty()).then(|| {
+        let (noun, verb) = many;
+        format!(
+            "engine.cores: {noun} {} {verb} not to be had here; there are {}",
+            list(&missing),
+            list(allowed)
+        )
+    })
+}
+
 /// The device by which frames that are not ours go back to the kernel.
 pub const PUNT_DEVICE: &str = "shunt0";
 

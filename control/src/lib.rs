@@ -3,8 +3,9 @@
 //! One change's way through the files: [`config`] reads the file as typed and then what it means; [`state`] keeps the
 //! numbers of what stays; [`kernel`] is the machine's network as [`netlink`] shows it; [`compile`] makes of all three
 //! the snapshot that workers read; `reload` puts it in force. Around it [`guard`], [`addresses`], [`announce`],
-//! [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports, [`supervisor`] owns everything, [`admin`] answers
-//! questions and [`cli`] asks them.
+//! [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports,
+//! [`rss`] says by which of them flows find their workers, [`supervisor`] owns everything, [`admin`] answers questions
+//! and [`cli`] asks them.
 #![forbid(unsafe_code)]
 
 #[cfg(not(panic = "unwind"))]
@@ -24,6 +25,7 @@ pub mod neighbours;
 pub mod netlink;
 pub mod offloads;
 mod reload;
+pub mod rss;
 mod shortage;
 pub mod state;
 pub mod supervisor;

@@ -11,10 +11,11 @@ use std::time::Duration;
 use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::pipeline::{self, Pipeline};
 use shunt_dataplane::snapshot::{PortInfo, Snapshot};
+use shunt_dataplane::spread::Spread;
 use shunt_dataplane::thresholds::Occupancy;
 use shunt_engine::clock::Clock;
 use shunt_engine::counters::Published;
-use shunt_engine::lcore::Workers;
+use shunt_engine::lcore::{self, Workers};
 use shunt_engine::mempool::PoolConfig;
 use shunt_engine::port::{Port, PortCaps, PortError};
 use shunt_engine::publish::{self, Publisher};
@@ -39,6 +40,7 @@ use crate::kernel::Kernel;
 use crate::neighbours;
 use crate::netlink::{Events, Netlink, NetlinkError, Tables};
 use crate::offloads;
+use crate::rss::{self, RssMatch};
 use crate::shortage::Shortages;
 use crate::state::{Numbers, NumbersError, SERVERS_MAX, SERVICES_MAX};
 
@@ -207,20 +209,23 @@ impl Daemon {
         let engine = &config.engine;
         let pool = PoolConfig { chunk_size: engine.buffer_size, chunks: engine.buffers };
         let workers = usize::from(engine.workers);
-        let pools = Mempool::split(pool, workers).map_err(resources("allocate packet buffers"))?;
+        let mut pools = Mempool::split(pool, workers).map_err(resources("allocate packet buffers"))?;
+        let cores = (!engine.cores.is_empty()).then_some(engine.cores.as_slice());
+        let seats = lcore::cores_for(workers, cores);
+        pools.iter_mut().zip(&seats).for_each(|(pool, &core)| lcore::on(core, || pool.settle()));
         let mut devices = devices::open(&config.ports, pools[0].region(), engine.workers)?;
         let punt = open_punt(&devices)?;
-        let ports = open_ports(&devices, &kernel);
+        let (spread, rss) = rss::agree(devices.iter().map(|device| device.caps()), engine.workers);
+        let ports = open_ports(&devices, &rss, &kernel);
         fits(&config, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
         let snapshot = compile(&config, &kernel, &ports, &mut numbers, &Snapshot::default())?;
         let (publisher, readers) = publish::channel(snapshot, workers);
-        let (mut pipelines, agreed) = pipelines(&config, readers)?;
+        let (mut pipelines, agreed) = pipelines(&config, readers, spread, &seats)?;
         let inquiries = pipelines.iter_mut().map(Pipeline::inquiries).collect();
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
         let made = devices::workers(engine, &mut devices, pipelines, pools, links, punt.as_ref())?;
-        let cores = (!engine.cores.is_empty()).then_some(engine.cores.as_slice());
         let workers = Workers::start(made, cores).map_err(resources("start the workers"))?;
         for warning in workers.placements().iter().filter_map(|placement| placement.warning.as_ref()) {
             tracing::warn!("{warning}");
@@ -374,16 +379,17 @@ fn has_ports(config: &Config, kernel: &Kernel) -> Result<(), RunError> {
     }
 }
 
-/// Whether the configuration's local addresses go together with the machine's own.
+/// Whether the configuration's local addresses go together with the machine's own, and its cores are there.
 fn fits(config: &Config, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
-    let conflicts = addresses::conflicts(config, kernel, ours, &addresses::kernel_ports());
+    let mut conflicts = addresses::conflicts(config, kernel, ours, &addresses::kernel_ports());
+    conflicts.extend(devices::missing_cores(&config.engine, &lcore::allowed()));
     if conflicts.is_empty() { Ok(()) } else { Err(RunError::Machine(conflicts)) }
 }
 
-fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
-    let open = |(number, caps): (usize, &PortCaps)| {
+fn open_ports(devices: &[Box<dyn Port>], rss: &[RssMatch], kernel: &Kernel) -> Vec<OpenPort> {
+    let open = |((number, caps), rss): ((usize, &PortCaps), &RssMatch)| {
         tracing::info!(
-            "port {}: {}, {} queues, MTU {}, {}",
+            "port {}: {}, {} queues, MTU {}, {}, {rss}",
             caps.name,
             caps.kind,
             caps.queues,
@@ -396,7 +402,7 @@ fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
             info: PortInfo { name: caps.name.clone(), mac: caps.mac },
         }
     };
-    devices.iter().map(|device| device.caps()).enumerate().map(open).collect()
+    devices.iter().map(|device| device.caps()).enumerate().zip(rss).map(open).collect()
 }
 
 /// The way back to the kernel, where a port takes frames away from it.
@@ -420,6 +426,8 @@ fn open_punt(devices: &[Box<dyn Port>]) -> Result<Option<Punt>, RunError> {
 fn pipelines(
     config: &Config,
     readers: Vec<publish::Reader<Snapshot>>,
+    spread: Option<Arc<Spread>>,
+    seats: &[Option<usize>],
 ) -> Result<(Vec<Pipeline>, Agreed), RunError> {
     let mut secret = [0; 16];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
@@ -427,8 +435,8 @@ fn pipelines(
     let secret = u128::from_ne_bytes(secret);
     let secret = [(secret >> 64) as u64, secret as u64];
     let engine = &config.engine;
-    let agreed = Agreed::new(engine.max_templates, SERVERS_MAX as u32, secret);
-    let pipeline = |(number, reader)| {
+    let agreed = Agreed { spread, ..Agreed::new(engine.max_templates, SERVERS_MAX as u32, secret) };
+    let pipeline = |((number, reader), &core): ((u16, publish::Reader<Snapshot>), &Option<usize>)| {
         let config = pipeline::Config {
             worker: WorkerId(number),
             workers: engine.workers,
@@ -437,9 +445,10 @@ fn pipelines(
             max_services: SERVICES_MAX as u32,
             max_servers: SERVERS_MAX as u32,
         };
-        Pipeline::new(config, agreed.clone(), reader).map_err(resources("allocate the connection table"))
+        lcore::on(core, || Pipeline::new(config, agreed.clone(), reader))
+            .map_err(resources("allocate the connection table"))
     };
-    let mut pipelines = (0..).zip(readers).map(pipeline).collect::<Result<Vec<_>, _>>()?;
+    let mut pipelines = (0..).zip(readers).zip(seats).map(pipeline).collect::<Result<Vec<_>, _>>()?;
     let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
     for (own, pipeline) in pipelines.iter_mut().enumerate() {
         let others = counters.iter().enumerate().filter(|(other, _)| *other != own);

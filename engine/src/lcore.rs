@@ -49,9 +49,7 @@ impl<P: Program + 'static> Workers<P> {
     /// # Errors
     /// When a thread cannot be started; those that were are stopped.
     pub fn start(workers: Vec<Worker<P>>, cores: Option<&[usize]>) -> std::io::Result<Self> {
-        let allowed = core_affinity::get_core_ids().unwrap_or_default();
-        let allowed: Vec<usize> = allowed.into_iter().map(|core| core.id).collect();
-        let plan = plan(workers.len(), cores, &allowed);
+        let plan = cores_for(workers.len(), cores);
         let mut running = Self {
             threads: Vec::with_capacity(workers.len()),
             ids: workers.iter().map(Worker::id).collect(),
@@ -126,6 +124,30 @@ impl<P: Program> Drop for Workers<P> {
     }
 }
 
+/// The cores that this thread may run on.
+pub fn allowed() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect()
+}
+
+/// The core that each of `workers` workers gets from [`Workers::start`] with `cores`, if any.
+pub fn cores_for(workers: usize, cores: Option<&[usize]>) -> Vec<Option<usize>> {
+    plan(workers, cores, &allowed())
+}
+
+/// Does `work` on `core`, if one is named and may be used: memory that it is the first to touch is then, on a machine
+/// with several NUMA nodes, of that core's node.
+pub fn on<T: Send>(core: Option<usize>, work: impl FnOnce() -> T + Send) -> T {
+    let Some(core) = core else { return work() };
+    let pinned = move || {
+        core_affinity::set_for_current(core_affinity::CoreId { id: core });
+        work()
+    };
+    std::thread::scope(|scope| match scope.spawn(pinned).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
 /// Which core each of `workers` workers gets.
 fn plan(workers: usize, cores: Option<&[usize]>, allowed: &[usize]) -> Vec<Option<usize>> {
     match cores {
@@ -160,6 +182,23 @@ mod tests {
         assert_eq!(plan(3, None, &[2, 4, 6]), [Some(2), Some(4), Some(6)]);
         assert_eq!(plan(3, None, &[2, 4]), [None, None, None]);
         assert_eq!(plan(3, Some(&[9, 8]), &[2]), [Some(9), Some(8), None]);
+    }
+
+    #[test]
+    fn work_for_a_core_is_done_there_and_leaves_the_caller_where_it_was() {
+        let mask = || rustix::thread::sched_getaffinity(None).unwrap();
+        let before = mask();
+        for core in allowed() {
+            let there = on(Some(core), mask);
+            assert_eq!((there.count(), there.is_set(core)), (1, true));
+        }
+        assert_eq!(on(None, mask), before);
+        assert_eq!(mask(), before);
+        assert_eq!(
+            on(Some(1_000), || 7),
+            7,
+            "a core that is not there does not keep the work from being done"
+        );
     }
 
     #[test]

@@ -20,6 +20,16 @@ pub enum Pages {
     Normal,
 }
 
+/// When memory is taken for a mapping on huge pages; they are reserved for it in any case. It is of the NUMA node of the
+/// thread that takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// By the thread that makes the mapping.
+    AtOnce,
+    /// By whoever first touches a page.
+    WhenTouched,
+}
+
 /// An anonymous, zeroed mapping, released on drop.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -35,20 +45,21 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps at least `len` bytes, huge pages first. What is smaller than one of those is not worth clearing one.
-    pub(crate) fn new(len: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(len: usize, huge: Fill) -> std::io::Result<Self> {
         if len < HUGE_PAGE {
-            return Self::map(len.max(1).next_multiple_of(4096), Pages::Normal);
+            return Self::map(len.max(1).next_multiple_of(4096), Pages::Normal, huge);
         }
         let rounded = len.next_multiple_of(HUGE_PAGE);
-        Self::map(rounded, Pages::Huge).or_else(|_| Self::map(rounded, Pages::Normal))
+        Self::map(rounded, Pages::Huge, huge).or_else(|_| Self::map(rounded, Pages::Normal, huge))
     }
 
     #[cfg(not(miri))]
-    fn map(len: usize, pages: Pages) -> std::io::Result<Self> {
+    fn map(len: usize, pages: Pages, huge: Fill) -> std::io::Result<Self> {
         use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
-        let flags = match pages {
-            Pages::Huge => MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::POPULATE,
-            Pages::Normal => MapFlags::PRIVATE | MapFlags::NORESERVE,
+        let flags = match (pages, huge) {
+            (Pages::Huge, Fill::AtOnce) => MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::POPULATE,
+            (Pages::Huge, Fill::WhenTouched) => MapFlags::PRIVATE | MapFlags::HUGETLB,
+            (Pages::Normal, _) => MapFlags::PRIVATE | MapFlags::NORESERVE,
         };
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
         let base =
@@ -62,7 +73,7 @@ impl Mapping {
     }
 
     #[cfg(miri)]
-    fn map(len: usize, pages: Pages) -> std::io::Result<Self> {
+    fn map(len: usize, pages: Pages, _huge: Fill) -> std::io::Result<Self> {
         // SAFETY: the layout is not of size zero (`new` rounds up) and its alignment is a power of two.
         let base = unsafe { std::alloc::alloc_zeroed(Self::layout(len)) };
         let base = NonNull::new(base).ok_or(std::io::ErrorKind::OutOfMemory)?;
@@ -112,7 +123,7 @@ impl<T: FromZeros> Slab<T> {
     pub fn zeroed(len: usize) -> std::io::Result<Self> {
         const { assert!(!std::mem::needs_drop::<T>() && std::mem::align_of::<T>() <= 4096) };
         let bytes = len.checked_mul(std::mem::size_of::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Self { mapping: Mapping::new(bytes)?, len, _values: std::marker::PhantomData })
+        Ok(Self { mapping: Mapping::new(bytes, Fill::AtOnce)?, len, _values: std::marker::PhantomData })
     }
 
     /// What the slab sits on.

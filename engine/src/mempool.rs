@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::frame::{Chunk, Frame, HEADROOM};
-use crate::mem::{Mapping, Pages};
+use crate::mem::{Fill, Mapping, Pages};
 
 /// How big a pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Region {
     fn new(config: PoolConfig, pools: u32) -> std::io::Result<Self> {
         assert!(matches!(config.chunk_size, 2048 | 4096), "chunks are 2048 or 4096 bytes");
         let chunks = config.chunks.checked_mul(pools).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let mapping = Mapping::new(chunks as usize * usize::from(config.chunk_size))?;
+        let mapping = Mapping::new(chunks as usize * usize::from(config.chunk_size), Fill::WhenTouched)?;
         Ok(Self {
             mapping: std::mem::ManuallyDrop::new(mapping),
             chunk_size: config.chunk_size,
@@ -148,6 +148,16 @@ impl Mempool {
     /// When the kernel has no memory for it.
     pub fn single(config: PoolConfig) -> std::io::Result<Self> {
         Ok(Self::split(config, 1)?.remove(0))
+    }
+
+    /// Takes memory for the pool's buffers: of the calling thread's NUMA node, so call it on the worker's core, before a
+    /// device touches the region. Otherwise a buffer gets its memory when it is first used.
+    pub fn settle(&mut self) {
+        for &chunk in &self.free {
+            let offset = chunk as usize * usize::from(self.region.chunk_size);
+            // SAFETY: a free chunk is this pool's alone, and lies within the region.
+            unsafe { self.region.base().add(offset).write_volatile(0) };
+        }
     }
 
     /// The memory this pool shares with its siblings.
@@ -287,6 +297,29 @@ mod tests {
         assert_eq!(pool.alloc_failed(), 1);
         pool.free_all(frames);
         assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    fn a_pool_that_settles_takes_memory_for_its_own_buffers_and_no_others() {
+        // Half a huge page each, so that neither pool's memory comes with the other's.
+        let config = PoolConfig { chunks: 1024, ..PoolConfig::default() };
+        let mut pools = Mempool::split(config, 4).unwrap();
+        let region = pools[0].region().clone();
+        let resident = |pool: usize| {
+            let (len, mut pages) = (region.len() / 4, [0; 512]);
+            // SAFETY: the range is mapped and begins at a page; there is a byte for each of its pages.
+            let result = unsafe {
+                let base = region.base().as_ptr().add(pool * len);
+                libc::mincore(base.cast(), len, pages.as_mut_ptr())
+            };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            pages.iter().filter(|&&page| page & 1 == 1).count()
+        };
+        assert_eq!([resident(0), resident(3)], [0, 0]);
+        pools[3].settle();
+        assert_eq!([resident(0), resident(3)], [0, 512]);
+        assert_eq!(pools[3].available(), 1024);
     }
 
     #[test]

@@ -4,9 +4,11 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::bail;
+use shunt_engine::lcore;
 
 use crate::addresses::{self, Ours};
 use crate::config::Config;
+use crate::devices;
 use crate::netlink::Netlink;
 
 /// Reads the file and looks at the kernel it would meet.
@@ -39,6 +41,9 @@ async fn against_kernel(config: &Config) -> anyhow::Result<Vec<String>> {
         if kernel.link_named(&port.interface).is_none() {
             eprintln!("warning: interface {:?} does not exist on this machine", port.interface);
         }
+    }
+    if let Some(missing) = devices::missing_cores(&config.engine, &lcore::allowed()) {
+        eprintln!("warning: {missing}");
     }
     Ok(addresses::conflicts(config, &kernel, &ours, &addresses::kernel_ports()))
 }
