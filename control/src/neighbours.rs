@@ -2,7 +2,9 @@
 //!
 //! Bypassed traffic never refreshes the kernel's entries, so every gateway and near server is a *managed* neighbour.
 //! The kernel would still believe a station for half a minute after its address changed silently; therefore each is
-//! asked every [`PROBE_INTERVAL`], and looked for anew as soon as the kernel gives up on it.
+//! asked every [`PROBE_INTERVAL`], and looked for anew as soon as the kernel gives up on it. A link that loses its
+//! carrier takes its neighbours along, managed or not; therefore what should be there is compared with what is, again
+//! and again: news of a change that was undone before it was read looks like no news.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,8 +18,9 @@ use crate::netlink::{Netlink, NetlinkError};
 /// (ucast_solicit × retrans_time_ms), so the new address is known after five at most.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Has the kernel manage every station of `wanted`, and forgets those we had it manage before. Stations that somebody
-/// has configured for good are left alone. Returns what the kernel refused: the next reading tries again.
+/// Has the kernel manage every station of `wanted`, look by broadcast for those it gave up on, and forget those we had
+/// it manage before. Stations that somebody has configured for good are left alone. Returns what the kernel refused:
+/// the next call tries again.
 ///
 /// # Errors
 /// When the ledger cannot be written.
@@ -40,10 +43,12 @@ pub async fn adjust(
     let mut missing = Vec::new();
     for &(link, address) in wanted {
         let Some(name) = kernel.link(link).map(|link| link.name.clone()) else { continue };
-        let known = kernel.neighbour(link, address);
         let managed = ledger.ours().neighbours.contains(&(name.clone(), address));
-        if !known.is_some_and(|known| known.fixed || managed) {
-            missing.push((link, name, address));
+        match kernel.neighbour(link, address) {
+            Some(known) if known.fixed => {}
+            Some(known) if managed && known.failed => seek(link, address, netlink).await,
+            Some(_) if managed => {}
+            Some(_) | None => missing.push((link, name, address)),
         }
     }
     // Written once, and before they are made: a crash in between leaves none that nobody remembers.
@@ -109,6 +114,12 @@ async fn forget(link: Option<u32>, address: IpAddr, netlink: &Netlink) {
     }
 }
 
+async fn seek(link: u32, address: IpAddr, netlink: &Netlink) {
+    if let Err(error) = netlink.seek_neighbour(link, address).await {
+        tracing::debug!("{error}");
+    }
+}
+
 /// errno(3)
 const ENOENT: i32 = 2;
 const ENOBUFS: i32 = 105;
@@ -119,17 +130,6 @@ pub async fn probe(stations: &BTreeSet<(u32, IpAddr)>, kernel: &Kernel, netlink:
         let known = kernel.neighbour(link, address);
         if known.is_some_and(|known| known.mac.is_some() && !known.fixed)
             && let Err(error) = netlink.probe_neighbour(link, address).await
-        {
-            tracing::debug!("{error}");
-        }
-    }
-}
-
-/// Has the kernel look by broadcast for every station it gave up on.
-pub async fn seek(stations: &BTreeSet<(u32, IpAddr)>, kernel: &Kernel, netlink: &Netlink) {
-    for &(link, address) in stations {
-        if kernel.neighbour(link, address).is_some_and(|known| known.failed)
-            && let Err(error) = netlink.seek_neighbour(link, address).await
         {
             tracing::debug!("{error}");
         }

@@ -146,6 +146,15 @@ impl Daemon {
         Ok(())
     }
 
+    /// Brings the managed neighbours in line with the present view. Returns which there shall be.
+    pub(crate) async fn tend_neighbours(&mut self) -> BTreeSet<(u32, IpAddr)> {
+        let stations = stations(&self.config, &self.kernel, &self.ports);
+        if let Err(error) = self.adjust_neighbours(&stations).await {
+            tracing::warn!("{error}");
+        }
+        stations
+    }
+
     /// Reads the changed tables of the kernel, and tells the workers if it matters to them.
     pub(crate) async fn kernel_changed(&mut self, tables: Tables) {
         let mut kernel = self.kernel.clone();
@@ -160,11 +169,7 @@ impl Daemon {
         self.notice_ports(&kernel);
         let same_ways = kernel.leads_like(&self.kernel);
         self.kernel = kernel;
-        let stations = stations(&self.config, &self.kernel, &self.ports);
-        neighbours::seek(&stations, &self.kernel, &self.netlink).await;
-        if let Err(error) = self.adjust_neighbours(&stations).await {
-            tracing::warn!("{error}");
-        }
+        self.tend_neighbours().await;
         if same_ways {
             return;
         }

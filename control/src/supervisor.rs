@@ -324,7 +324,7 @@ impl Daemon {
         self.publisher.reclaim();
         self.let_go().await;
         self.shortages.tell(&self.counters, Clock::System.now());
-        let stations = stations(&self.config, &self.kernel, &self.ports);
+        let stations = self.tend_neighbours().await;
         neighbours::probe(&stations, &self.kernel, &self.netlink).await;
         Ok(())
     }

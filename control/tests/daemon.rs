@@ -111,6 +111,19 @@ impl Lab {
         self.director.run(program, words)
     }
 
+    /// Waits for the kernel to say `word` of the server as a neighbour.
+    fn neighbour(&self, word: &str) {
+        let asked = Instant::now();
+        loop {
+            let shown = self.shows("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]);
+            if shown.split_whitespace().any(|other| other == word) {
+                return;
+            }
+            assert!(asked.elapsed() < Duration::from_secs(10), "{word} within ten seconds: {shown}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn addresses(&self) -> String {
         self.shows("ip", &["-o", "-4", "addr", "show", "dev", "d0"])
     }
@@ -403,6 +416,23 @@ fn an_interface_that_changes_or_goes_is_reported_and_the_daemon_stays() {
     let sleeps = || lab.status()["services"][0]["name"].clone();
     assert_eq!(sleeps(), "web");
     assert!(lab.shunt(&["reload"]).status.success());
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    lab.is_clean();
+}
+
+#[test]
+fn a_server_that_is_away_and_forgotten_twice_is_found_within_ten_seconds_of_its_return() {
+    let mut lab = Lab::new("forgotten");
+    lab.start();
+    lab.neighbour("lladdr");
+    lab.peer.ip("addr del 10.0.0.11/24 dev p0");
+    // The second time the daemon's view is what it was: no entry, and none before.
+    for _ in 0..2 {
+        lab.director.ip("neigh del 10.0.0.11 dev d0");
+        lab.neighbour("managed");
+    }
+    lab.peer.ip("addr add 10.0.0.11/24 dev p0");
+    lab.neighbour("lladdr");
     assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
     lab.is_clean();
 }

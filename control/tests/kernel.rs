@@ -15,6 +15,7 @@ use shunt_control::addresses::{self, Ledger};
 use shunt_control::kernel::{Kernel, Way};
 use shunt_control::netlink::{Events, Netlink};
 use shunt_control::{announce, guard, neighbours};
+use shunt_engine::port::MacAddr;
 use shunt_engine::steer::{Prefix, Rule, Side};
 
 fn ip(text: &str) -> IpAddr {
@@ -368,35 +369,70 @@ fn a_neighbour_is_managed_follows_a_silent_change_of_address_and_is_forgotten() 
         let station = (link, ip("10.0.0.11"));
         let stations: BTreeSet<_> = [station].into();
         neighbours::adjust(&stations, &kernel, &netlink, &mut ledger).await.unwrap();
-        let mac = |kernel: &Kernel| kernel.neighbour(station.0, station.1).and_then(|known| known.mac);
-        let kernel = until(&netlink, &mut events, |kernel| mac(kernel).is_some()).await;
+        let kernel = until(&netlink, &mut events, |kernel| mac(kernel, station).is_some()).await;
         assert!(director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
-        let before = mac(&kernel).unwrap();
 
-        // Another machine takes over the address, without a word.
-        server.ip("link set s0 down");
+        // Another machine takes over the address, without a word: the link stays up.
         server.ip("link set s0 address 02:00:00:00:00:99");
-        server.ip("link set s0 up");
-        let changed = Instant::now();
-        let mut asking = tokio::time::interval(neighbours::PROBE_INTERVAL);
-        let mut kernel = netlink.read().await.unwrap();
-        while mac(&kernel).is_none_or(|now| now == before) {
-            assert!(
-                changed.elapsed() < Duration::from_secs(10),
-                "the new address is known within ten seconds"
-            );
-            neighbours::seek(&stations, &kernel, &netlink).await;
-            // As the daemon does: news does not put off the next question.
-            tokio::select! {
-                tables = events.changed() => netlink.reread(&mut kernel, tables).await.unwrap(),
-                _ = asking.tick() => neighbours::probe(&stations, &kernel, &netlink).await,
-            }
-        }
+        let kernel = learn(&stations, &kernel, &netlink, &mut events, &mut ledger).await;
         assert!(director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
 
         neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();
         assert!(!director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
     });
+}
+
+#[test]
+fn a_neighbour_that_went_with_the_carrier_is_managed_again_and_found_by_its_new_address() {
+    let (director, server) = pair("carrier");
+    let scratch = Scratch::new("carrier");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let mut events = Events::open().unwrap();
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let station = (kernel.link_named("d0").unwrap().index, ip("10.0.0.11"));
+        let stations = [station].into();
+        neighbours::adjust(&stations, &kernel, &netlink, &mut ledger).await.unwrap();
+        let kernel = until(&netlink, &mut events, |kernel| mac(kernel, station).is_some()).await;
+
+        server.ip("link set s0 down");
+        until(&netlink, &mut events, |kernel| kernel.neighbour(station.0, station.1).is_none()).await;
+        server.ip("link set s0 address 02:00:00:00:00:99");
+        server.ip("link set s0 up");
+        learn(&stations, &kernel, &netlink, &mut events, &mut ledger).await;
+        assert!(director.run("ip", &["neigh", "show", "10.0.0.11", "dev", "d0"]).contains("managed"));
+    });
+}
+
+/// The station's address as far as the kernel knows it.
+fn mac(kernel: &Kernel, (link, address): (u32, IpAddr)) -> Option<MacAddr> {
+    kernel.neighbour(link, address).and_then(|known| known.mac)
+}
+
+/// Looks after stations as the daemon does, until the kernel knows each by another address than `before`.
+async fn learn(
+    stations: &BTreeSet<(u32, IpAddr)>,
+    before: &Kernel,
+    netlink: &Netlink,
+    events: &mut Events,
+    ledger: &mut Ledger,
+) -> Kernel {
+    let changed = Instant::now();
+    let mut asking = tokio::time::interval(neighbours::PROBE_INTERVAL);
+    let mut kernel = netlink.read().await.unwrap();
+    let old =
+        |kernel: &Kernel, station| mac(kernel, station).is_none_or(|now| Some(now) == mac(before, station));
+    while stations.iter().any(|&station| old(&kernel, station)) {
+        assert!(changed.elapsed() < Duration::from_secs(10), "the new address is known within ten seconds");
+        neighbours::adjust(stations, &kernel, netlink, ledger).await.unwrap();
+        // News does not put off the next question.
+        tokio::select! {
+            tables = events.changed() => netlink.reread(&mut kernel, tables).await.unwrap(),
+            _ = asking.tick() => neighbours::probe(stations, &kernel, netlink).await,
+        }
+    }
+    kernel
 }
 
 #[test]
@@ -413,34 +449,14 @@ fn ipv6_neighbours_are_managed_link_local_ones_too() {
         let stations: BTreeSet<_> = ["fd00::11", "fe80::11"].map(|text| (link, ip(text))).into();
         let refused = neighbours::adjust(&stations, &kernel, &netlink, &mut ledger).await.unwrap();
         assert!(refused.is_none(), "{}", refused.unwrap());
-        let mac = |kernel: &Kernel, text| kernel.neighbour(link, ip(text)).and_then(|known| known.mac);
-        let known = |kernel: &Kernel| mac(kernel, "fd00::11").is_some() && mac(kernel, "fe80::11").is_some();
+        let known = |kernel: &Kernel| stations.iter().all(|&station| mac(kernel, station).is_some());
         let kernel = until(&netlink, &mut events, known).await;
         assert!(director.run("ip", &["neigh", "show", "fe80::11", "dev", "d0"]).contains("managed"));
 
         // Asked while it is known, it answers, and stays known.
         neighbours::probe(&stations, &kernel, &netlink).await;
-        let before = mac(&kernel, "fd00::11");
-        server.ip("link set s0 down");
         server.ip("link set s0 address 02:00:00:00:00:99");
-        server.ip("link set s0 up");
-        // Addresses of IPv6 go with the link.
-        server.ip("addr replace fd00::11/64 dev s0 nodad");
-        let changed = Instant::now();
-        let mut asking = tokio::time::interval(neighbours::PROBE_INTERVAL);
-        let mut kernel = netlink.read().await.unwrap();
-        while mac(&kernel, "fd00::11").is_none_or(|now| Some(now) == before) {
-            assert!(
-                changed.elapsed() < Duration::from_secs(10),
-                "the new address is known within ten seconds"
-            );
-            neighbours::seek(&stations, &kernel, &netlink).await;
-            // As the daemon does: news does not put off the next question.
-            tokio::select! {
-                tables = events.changed() => netlink.reread(&mut kernel, tables).await.unwrap(),
-                _ = asking.tick() => neighbours::probe(&stations, &kernel, &netlink).await,
-            }
-        }
+        let kernel = learn(&stations, &kernel, &netlink, &mut events, &mut ledger).await;
         neighbours::remove_all(&kernel, &netlink, &mut ledger).await.unwrap();
         assert!(!director.run("ip", &["neigh", "show", "fd00::11", "dev", "d0"]).contains("managed"));
     });
