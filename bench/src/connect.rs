@@ -12,16 +12,17 @@ use shunt_dataplane::conn::{State, Timeouts};
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
+use shunt_dataplane::tuple::V4;
 use shunt_engine::clock::Clock;
 use shunt_engine::{BURST, Duration, Program};
 
 use crate::baseline::SwapMacs;
+use crate::connections;
 use crate::director::{self, Services};
 use crate::machine::{self, Machine};
 use crate::pipeline::{self, Figures, Round, thread_cpu_ns};
 use crate::report::hundredths;
 use crate::rig::Rig;
-use crate::{connections, wire};
 
 /// What connections are opened to.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +95,7 @@ pub struct Run {
     #[serde(serialize_with = "hundredths")]
     pub time_lapse: f64,
     /// Bytes of a SYN in memory, without frame check sequence.
-    pub frame_bytes: usize,
+    pub frame_bytes: f64,
     /// Connections the table is made for.
     pub table_capacity: u32,
     /// What the connection table lies on: `huge` for reserved huge pages, else `normal`.
@@ -112,9 +113,10 @@ pub fn measure(setup: Setup, rounds: u32, connections: u64) -> anyhow::Result<Ru
     let services = Services { modes: &[setup.mode], scheduler: setup.scheduler, servers: setup.servers };
     // A connection goes half a second after its time at the latest.
     let capacity = director::capacity(setup.open + setup.open / 8 + BURST as u32);
-    let mut measured = Bench::new(|clock| Rig::new(services.pipeline(capacity)?, clock), per_burst)?;
+    let mut measured = Bench::new(|clock| Rig::new(services.pipeline::<V4>(capacity)?, clock), per_burst)?;
     let mut baseline = Bench::new(|clock| Rig::new(SwapMacs, clock), per_burst)?;
-    let syns = connections::syns(setup.mode, 0..2 * setup.open);
+    let syns = connections::syns::<V4>(setup.mode, 0..2 * setup.open);
+    let frame_bytes = syns.bytes_mean();
     measured.rig.wire().feed(syns.clone());
     baseline.rig.wire().feed(syns);
 
@@ -156,12 +158,12 @@ pub fn measure(setup: Setup, rounds: u32, connections: u64) -> anyhow::Result<Ru
         expired,
         rounds,
         open,
-        local_addresses: if fullnat { director::LOCAL_ADDRESSES } else { 0 },
+        local_addresses: if fullnat { director::local_addresses(capacity) } else { 0 },
         local_ports: if fullnat { director::LOCAL_PORTS.len() } else { 0 },
         syn_recv_s: lifetime.as_millis() / 1000,
         time_wait_s: timeouts.get(State::TimeWait).as_millis() / 1000,
         time_lapse: per_burst.as_nanos() as f64 / (BURST as f64 * ns.best),
-        frame_bytes: wire::FRAME_BYTES,
+        frame_bytes,
         table_capacity: capacity,
         table_pages: machine::pages(measured.rig.worker().program().flows_v4().table().pages()),
     })

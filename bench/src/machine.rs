@@ -36,6 +36,16 @@ impl Machine {
     }
 }
 
+/// The cores the calling thread may run on.
+pub fn cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect()
+}
+
+/// Has the calling thread run on `core` alone, if that can be had.
+pub fn pin(core: usize) {
+    core_affinity::set_for_current(core_affinity::CoreId { id: core });
+}
+
 /// The word for what memory lies on.
 pub const fn pages(pages: Pages) -> &'static str {
     match pages {

@@ -1,11 +1,16 @@
 //! `shunt-bench`: arguments → benchmark.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 use shunt_bench::connect;
+use shunt_bench::count::Case;
 use shunt_bench::machine::Machine;
-use shunt_bench::pipeline::{Effort, measure};
+use shunt_bench::pipeline::{self, Effort, Version, mode};
+use shunt_bench::progress::Progress;
 use shunt_bench::report::{self, Report, TableReport};
-use shunt_bench::{schedule, table};
+use shunt_bench::size::Size;
+use shunt_bench::{gate, scale, schedule, table};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 
@@ -25,8 +30,31 @@ enum Command {
     Connect(Connect),
     /// Memory per connection, and what finding, adding and removing one costs, beside hashbrown in the same run.
     Table(Table),
+    /// What another core brings, and what a packet costs that arrives at the wrong one.
+    Scale(scale::Arguments),
     /// CPU time per pick of each scheduler, beside taking one server after the other in the same run.
     Schedule(Schedule),
+    /// Instructions per packet of the hot paths, counted by valgrind, beside the accepted ones.
+    Count(Count),
+}
+
+#[derive(Debug, Args)]
+struct Count {
+    /// Print one JSON object instead of a table, and judge nothing.
+    #[arg(long)]
+    json: bool,
+    /// Write what is counted into the file of accepted figures.
+    #[arg(long)]
+    accept: bool,
+    /// The file of accepted figures.
+    #[arg(long, default_value = "bench/instructions.toml")]
+    accepted: PathBuf,
+    /// Have the packets of one case pass here and now, uncounted: what valgrind is to run.
+    #[arg(long, conflicts_with_all = ["json", "accept", "accepted"])]
+    case: Option<Case>,
+    /// How often that many packets.
+    #[arg(long, default_value_t = 1, requires = "case", value_parser = clap::value_parser!(u64).range(1..=2))]
+    times: u64,
 }
 
 #[derive(Debug, Args)]
@@ -97,9 +125,15 @@ struct Pipeline {
     /// Forwarding modes, separated by commas.
     #[arg(long, value_delimiter = ',', value_parser = mode, default_value = "fullnat,nat,dr,tun")]
     modes: Vec<Mode>,
+    /// IP versions, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "ipv4")]
+    families: Vec<Version>,
+    /// Lengths of frames in bytes, from 64 to 1500, or `imix` (7 of 64 bytes, 4 of 576, 1 of 1500), separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "64")]
+    frames: Vec<Size>,
     /// Numbers of established connections, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1,10000,100000,1000000",
-        value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     flows: Vec<u32>,
     /// Packets per round.
     #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
@@ -110,14 +144,6 @@ struct Pipeline {
     /// A few seconds' worth that shows that it works, not how fast.
     #[arg(long, conflicts_with_all = ["flows", "packets", "rounds"])]
     quick: bool,
-}
-
-fn mode(word: &str) -> Result<Mode, String> {
-    let names = || Mode::ALL.map(Mode::name).join(", ");
-    Mode::ALL
-        .into_iter()
-        .find(|mode| mode.name() == word)
-        .ok_or_else(|| format!("no such forwarding mode; there are {}", names()))
 }
 
 fn scheduler(word: &str) -> Result<SchedulerKind, String> {
@@ -134,6 +160,8 @@ fn main() -> anyhow::Result<()> {
         Command::Connect(arguments) => connect(arguments),
         Command::Table(arguments) => table(arguments),
         Command::Schedule(arguments) => schedule(arguments),
+        Command::Scale(arguments) => scale::run(&arguments),
+        Command::Count(arguments) => count(arguments),
     }
 }
 
@@ -159,26 +187,34 @@ fn table(arguments: Table) -> anyhow::Result<()> {
 }
 
 fn pipeline(arguments: Pipeline) -> anyhow::Result<()> {
-    let Pipeline { json, modes, mut flows, packets, rounds, quick } = arguments;
+    let Pipeline { json, modes, families, frames, mut flows, packets, rounds, quick } = arguments;
     let mut effort = Effort { rounds, packets };
     if quick {
         flows = vec![1, 10_000];
         effort = Effort { rounds: 3, packets: 100_000 };
     }
+    let mut cases = Vec::new();
+    for &mode in &modes {
+        for &version in &families {
+            for &size in &frames {
+                cases.extend(flows.iter().map(|&flows| pipeline::Case { mode, version, flows, size }));
+            }
+        }
+    }
     let machine = Machine::prepare();
     if !json {
         println!("{}", report::head(&machine));
     }
-    let mut runs = Vec::with_capacity(modes.len() * flows.len());
-    for &mode in &modes {
-        for &flows in &flows {
-            eprintln!("{}: {flows} flows …", mode.name());
-            let run = measure(mode, flows, effort)?;
-            if !json {
-                println!("{}", report::row(&run));
-            }
-            runs.push(run);
+    let progress = Progress::new(cases.len());
+    let mut runs = Vec::with_capacity(cases.len());
+    for case in cases {
+        progress.begin(&format!("{}, {} flows", case.mode.name(), case.flows));
+        let run = pipeline::measure(case, effort)?;
+        if !json {
+            progress.say(&report::row(&run));
         }
+        progress.done();
+        runs.push(run);
     }
     if json {
         println!("{}", serde_json::to_string(&Report { machine, runs })?);
@@ -237,4 +273,27 @@ fn schedule(arguments: Schedule) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&schedule::Report { machine, runs })?);
     }
     Ok(())
+}
+
+fn count(arguments: Count) -> anyhow::Result<()> {
+    let Count { json, accept, accepted, case, times } = arguments;
+    if let Some(case) = case {
+        return case.run(times);
+    }
+    let progress = Progress::new(Case::all().len());
+    let counted = gate::count(|case| {
+        progress.begin(case);
+        progress.done();
+    })?;
+    drop(progress);
+    if accept {
+        gate::accept(&accepted, &counted)?;
+    }
+    if json {
+        println!("{}", serde_json::to_string(&counted)?);
+        return Ok(());
+    }
+    let (table, verdict) = gate::judge(&counted, &gate::accepted(&accepted)?);
+    print!("{table}");
+    verdict
 }

@@ -7,15 +7,51 @@ use rustix::time::{ClockId, clock_gettime};
 use shunt_dataplane::counters::{self, Event};
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_dataplane::server::Mode;
+use shunt_dataplane::tuple::{V4, V6};
 use shunt_dataplane::verdict::DropReason;
 use shunt_engine::clock::Clock;
 use shunt_engine::{BURST, Program};
 
 use crate::baseline::SwapMacs;
+use crate::family::Family;
 use crate::report::Run;
 use crate::rig::Rig;
-use crate::wire::{FRAME_BYTES, ROTATION};
+use crate::size::Size;
+use crate::wire::ROTATION;
 use crate::{connections, director, machine};
+
+/// An IP version, as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Version {
+    Ipv4,
+    Ipv6,
+}
+
+/// The forwarding mode called `word`.
+///
+/// # Errors
+/// With the names there are.
+pub fn mode(word: &str) -> Result<Mode, String> {
+    let names = || Mode::ALL.map(Mode::name).join(", ");
+    Mode::ALL
+        .into_iter()
+        .find(|mode| mode.name() == word)
+        .ok_or_else(|| format!("no such forwarding mode; there are {}", names()))
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// The forwarding mode.
+    pub mode: Mode,
+    /// The IP version.
+    pub version: Version,
+    /// Established connections.
+    pub flows: u32,
+    /// How long frames are.
+    pub size: Size,
+}
 
 /// How long is measured.
 #[derive(Clone, Copy, Debug)]
@@ -29,16 +65,27 @@ pub struct Effort {
 /// Share of a round's packets that pass before it is measured, so that each program finds the cache as it left it.
 const WARM_UP: u64 = 8;
 
-/// Measures one mode with one number of flows.
+/// Measures one case.
 ///
 /// # Errors
 /// When there is no memory, or a packet was not forwarded: figures of a run that drops say nothing.
-pub fn measure(mode: Mode, flows: u32, effort: Effort) -> anyhow::Result<Run> {
+pub fn measure(case: Case, effort: Effort) -> anyhow::Result<Run> {
+    match case.version {
+        Version::Ipv4 => measure_in::<V4>(case, effort),
+        Version::Ipv6 => measure_in::<V6>(case, effort),
+    }
+}
+
+fn measure_in<A: Family>(case: Case, effort: Effort) -> anyhow::Result<Run> {
+    let Case { mode, flows, size, .. } = case;
     let capacity = director::capacity(flows);
-    let mut measured = Rig::new(director::pipeline(&[mode], capacity)?, Clock::System)?;
+    let mut measured = Rig::new(director::pipeline::<A>(&[mode], capacity)?, Clock::System)?;
     let mut baseline = Rig::new(SwapMacs, Clock::System)?;
-    let connections = connections::open(&mut measured, mode, 0..flows)?;
-    let data = connections.data();
+    let connections = connections::open::<A>(&mut measured, mode, 0..flows)?;
+    let data = connections.data(size);
+    let reply_share = connections.reply_share();
+    drop(connections);
+    let frame_bytes = data.bytes_mean();
     measured.wire().feed(data.clone());
     baseline.wire().feed(data);
     let opened = counts(&mut measured);
@@ -48,30 +95,32 @@ pub fn measure(mode: Mode, flows: u32, effort: Effort) -> anyhow::Result<Run> {
     let total = u64::from(effort.rounds) * (packets + warm_up(packets));
     all_forwarded(opened, counts(&mut measured), total)?;
 
-    let ns = Figures::of(rounds.iter().map(|(pipeline, _)| pipeline.cpu_ns / packets as f64));
-    let baseline_ns = Figures::of(rounds.iter().map(|(_, baseline)| baseline.cpu_ns / packets as f64));
-    let cpu: f64 = rounds.iter().map(|(pipeline, _)| pipeline.cpu_ns).sum();
-    let wall: f64 = rounds.iter().map(|(pipeline, _)| pipeline.wall_ns).sum();
+    let per_packet = |ns: f64| ns / packets as f64;
+    let ns = Figures::of(rounds.iter().map(|(pipeline, _)| per_packet(pipeline.cpu_ns)));
+    let wall = Figures::of(rounds.iter().map(|(pipeline, _)| per_packet(pipeline.wall_ns)));
+    let baseline_ns = Figures::of(rounds.iter().map(|(_, baseline)| per_packet(baseline.cpu_ns)));
+    let total_of = |time: fn(&Round) -> f64| rounds.iter().map(|(pipeline, _)| time(pipeline)).sum::<f64>();
     Ok(Run {
         mode: mode.name(),
-        family: "ipv4",
+        family: A::NAME,
         flows,
-        frame_bytes: FRAME_BYTES,
+        frames: size.to_string(),
+        frame_bytes,
         ns_per_packet: ns.best,
+        wall_ns: wall.best,
         baseline_ns: baseline_ns.best,
         mpps: 1e3 / ns.best,
-        cpu_share: (cpu / wall).min(1.0),
+        cpu_share: (total_of(|round| round.cpu_ns) / total_of(|round| round.wall_ns)).min(1.0),
         median_ns: ns.median,
         baseline_median_ns: baseline_ns.median,
         packets: packets * u64::from(effort.rounds),
         rounds: effort.rounds,
-        reply_share: connections.replies.len() as f64
-            / (connections.requests.len() + connections.replies.len()) as f64,
+        reply_share,
         servers: director::SERVERS,
-        local_addresses: if mode == Mode::Fullnat { director::LOCAL_ADDRESSES } else { 0 },
+        local_addresses: if mode == Mode::Fullnat { director::local_addresses(capacity) } else { 0 },
         table_capacity: capacity,
         buffers: ROTATION,
-        table_pages: machine::pages(measured.worker().program().flows_v4().table().pages()),
+        table_pages: machine::pages(A::flows(measured.worker().program()).table().pages()),
         buffer_pages: machine::pages(measured.pages()),
     })
 }

@@ -15,7 +15,7 @@ pub struct Report {
     pub runs: Vec<Run>,
 }
 
-/// One mode with one number of flows. Nanoseconds are CPU time of the worker's thread and include the in-memory port.
+/// One mode with one number of flows and one size of frames. Nanoseconds are CPU time of the worker's thread and include the in-memory port.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
     /// The forwarding mode.
@@ -24,11 +24,17 @@ pub struct Run {
     pub family: &'static str,
     /// Established connections.
     pub flows: u32,
-    /// Bytes of a frame in memory, without frame check sequence.
-    pub frame_bytes: usize,
+    /// What was asked for: the length of frames, or `imix`.
+    pub frames: String,
+    /// Bytes of a frame in memory, without frame check sequence, on average.
+    #[serde(serialize_with = "hundredths")]
+    pub frame_bytes: f64,
     /// Per packet through the pipeline, in the best round.
     #[serde(serialize_with = "hundredths")]
     pub ns_per_packet: f64,
+    /// Wall time per packet through the pipeline, in the round in which it was least.
+    #[serde(serialize_with = "hundredths")]
+    pub wall_ns: f64,
     /// Per packet when only link addresses are swapped, in the best round.
     #[serde(serialize_with = "hundredths")]
     pub baseline_ns: f64,
@@ -141,8 +147,18 @@ pub fn head(machine: &Machine) -> String {
     // Writing to a string cannot fail.
     let _ = write!(
         out,
-        "{:<8} {:>9} {:>10} {:>12} {:>7} {:>9} {:>6}",
-        "mode", "flows", "ns/packet", "baseline ns", "Mpps", "median ns", "pages"
+        "{:<8} {:<6} {:>6} {:>9} {:>10} {:>8} {:>6} {:>12} {:>7} {:>9} {:>6}",
+        "mode",
+        "family",
+        "frames",
+        "flows",
+        "ns/packet",
+        "wall ns",
+        "share",
+        "baseline ns",
+        "Mpps",
+        "median ns",
+        "pages"
     );
     out
 }
@@ -193,7 +209,17 @@ pub fn place(machine: &Machine) -> String {
 /// One row of the table.
 pub fn row(run: &Run) -> String {
     format!(
-        "{:<8} {:>9} {:>10.1} {:>12.1} {:>7.2} {:>9.1} {:>6}",
-        run.mode, run.flows, run.ns_per_packet, run.baseline_ns, run.mpps, run.median_ns, run.table_pages
+        "{:<8} {:<6} {:>6} {:>9} {:>10.1} {:>8.1} {:>6.2} {:>12.1} {:>7.2} {:>9.1} {:>6}",
+        run.mode,
+        run.family,
+        run.frames,
+        run.flows,
+        run.ns_per_packet,
+        run.wall_ns,
+        run.cpu_share,
+        run.baseline_ns,
+        run.mpps,
+        run.median_ns,
+        run.table_pages
     )
 }

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use shunt_engine::clock::Clock;
-use shunt_engine::idle::IdleConfig;
+use shunt_engine::idle::{IdleConfig, Turn};
 use shunt_engine::mem::Pages;
 use shunt_engine::mempool::PoolConfig;
 use shunt_engine::outbox::{TxPort, TxRoute};
+use shunt_engine::ring::{self, Links, RING_FRAMES};
 use shunt_engine::worker::{RxPort, Setup, Worker};
-use shunt_engine::{BURST, Mempool, PortId, Program, ring};
+use shunt_engine::{BURST, Mempool, PortId, Program};
 
 use crate::wire::{Feed, ROTATION, Wire};
+
+/// Buffers of a worker: what the sink keeps, what may be with another worker, what the loop has in hand, and what a
+/// program may originate or hold meanwhile.
+const BUFFERS: u32 = (ROTATION + 2 * RING_FRAMES + 32 * BURST) as u32;
 
 /// A worker that runs `P` over an in-memory port.
 pub struct Rig<P: Program> {
@@ -25,9 +30,23 @@ impl<P: Program> Rig<P> {
     /// # Errors
     /// When the kernel has no memory or file descriptors for it.
     pub fn new(program: P, clock: Clock) -> std::io::Result<Self> {
-        // What the sink keeps, what the loop has in hand, and what a program may originate or hold meanwhile.
-        let chunks = (ROTATION + 32 * BURST) as u32;
-        let pool = Mempool::single(PoolConfig { chunks, ..PoolConfig::default() })?;
+        Ok(Self::mesh(vec![program], &clock)?.remove(0))
+    }
+
+    /// Rigs whose workers hand frames to each other. Drop them together.
+    ///
+    /// # Errors
+    /// When the kernel has no memory or file descriptors for them.
+    pub fn mesh(programs: Vec<P>, clock: &Clock) -> std::io::Result<Vec<Self>> {
+        let pools = Mempool::split(PoolConfig { chunks: BUFFERS, ..PoolConfig::default() }, programs.len())?;
+        let links = ring::mesh(programs.len() as u16)?;
+        let parts = programs.into_iter().zip(pools).zip(links);
+        Ok(parts
+            .map(|((program, pool), links)| Self::assemble(program, clock.clone(), pool, links))
+            .collect())
+    }
+
+    fn assemble(program: P, clock: Clock, pool: Mempool, links: Links) -> Self {
         let pages = pool.region().pages();
         let (wire, source, sink) = Wire::new();
         let route = TxRoute::Own { queue: 0, tx: Box::new(sink) };
@@ -35,18 +54,23 @@ impl<P: Program> Rig<P> {
             program,
             clock,
             pool,
-            links: ring::mesh(1)?.remove(0),
+            links,
             rx: vec![RxPort { port: PortId(0), queue: 0, rx: Box::new(source) }],
             ports: vec![TxPort { kernel_sees_all: false, route }],
             punt: None,
             idle: IdleConfig::Spin,
         });
-        Ok(Self { worker, wire, pages })
+        Self { worker, wire, pages }
     }
 
     /// The far side of the port.
     pub fn wire(&self) -> &Wire {
         &self.wire
+    }
+
+    /// A handle on it for another thread.
+    pub fn wire_handle(&self) -> Arc<Wire> {
+        self.wire.clone()
     }
 
     /// The worker.
@@ -75,8 +99,8 @@ impl<P: Program> Rig<P> {
     }
 
     /// One turn of the loop.
-    pub fn turn(&mut self) {
-        self.worker.turn();
+    pub fn turn(&mut self) -> Turn {
+        self.worker.turn()
     }
 }
 

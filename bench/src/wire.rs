@@ -5,58 +5,165 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
 use shunt_engine::port::{RxQueue, RxStats, TxQueue, TxStats};
 use shunt_engine::{Burst, Frame, Mempool};
 
-/// Length of a benchmark's frames in memory, from the destination link address to the last byte of payload. The frame
-/// check sequence is not there: on the wire it would be 68.
-pub const FRAME_BYTES: usize = 64;
+use crate::family::HEAD_BYTES;
+use crate::size::Size;
 
 /// Frames the sink keeps before their buffers go back to the pool: fewer than these are never in rotation.
 pub const ROTATION: usize = 8192;
 
-/// What distinguishes one flow's frames from another's: addresses, ports and the two checksums.
+/// What distinguishes one flow's frames from another's: addresses, ports and checksums.
+pub trait Header: Copy + std::fmt::Debug + Send + Sync {
+    /// The bytes that the source writes of each frame: all headers, and of IPv4 what else is in the shortest frame.
+    type Head: Copy + std::fmt::Debug + Send + Sync + AsRef<[u8]> + for<'a> TryFrom<&'a [u8]>;
+
+    /// The header of an untagged TCP frame without options.
+    fn of(head: &Self::Head) -> Self;
+
+    /// Makes it the header of a frame.
+    fn write(&self, head: &mut [u8]);
+}
+
+/// A flow in a frame of IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct HeaderV4 {
     ip_checksum_and_addresses: [u8; 10],
     ports: [u8; 4],
     tcp_checksum: [u8; 2],
 }
 
-impl Header {
-    const IP_CHECKSUM: usize = 24;
-    const PORTS: usize = 34;
-    const TCP_CHECKSUM: usize = 50;
+impl Header for HeaderV4 {
+    type Head = [u8; 64];
 
-    /// The header of a frame: IPv4 without options and TCP, untagged.
-    pub fn of(frame: &[u8; FRAME_BYTES]) -> Self {
-        let field = |at: usize| std::array::from_fn(|byte| frame[at + byte]);
+    fn of(head: &[u8; 64]) -> Self {
         Self {
-            ip_checksum_and_addresses: std::array::from_fn(|byte| frame[Self::IP_CHECKSUM + byte]),
-            ports: std::array::from_fn(|byte| frame[Self::PORTS + byte]),
-            tcp_checksum: field(Self::TCP_CHECKSUM),
+            ip_checksum_and_addresses: copy(head, 24),
+            ports: copy(head, 34),
+            tcp_checksum: copy(head, 50),
         }
     }
 
     #[inline]
-    fn write(&self, frame: &mut [u8; FRAME_BYTES]) {
-        frame[Self::IP_CHECKSUM..][..10].copy_from_slice(&self.ip_checksum_and_addresses);
-        frame[Self::PORTS..][..4].copy_from_slice(&self.ports);
-        frame[Self::TCP_CHECKSUM..][..2].copy_from_slice(&self.tcp_checksum);
+    fn write(&self, head: &mut [u8]) {
+        let head = head.first_chunk_mut::<64>().expect("no frame is shorter");
+        head[24..34].copy_from_slice(&self.ip_checksum_and_addresses);
+        head[34..38].copy_from_slice(&self.ports);
+        head[50..52].copy_from_slice(&self.tcp_checksum);
     }
+}
+
+/// A flow in a frame of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderV6 {
+    addresses: [u8; 32],
+    ports: [u8; 4],
+    tcp_checksum: [u8; 2],
+}
+
+impl Header for HeaderV6 {
+    type Head = [u8; 74];
+
+    fn of(head: &[u8; 74]) -> Self {
+        Self { addresses: copy(head, 22), ports: copy(head, 54), tcp_checksum: copy(head, 70) }
+    }
+
+    #[inline]
+    fn write(&self, head: &mut [u8]) {
+        let head = head.first_chunk_mut::<74>().expect("no frame is shorter");
+        head[22..54].copy_from_slice(&self.addresses);
+        head[54..58].copy_from_slice(&self.ports);
+        head[70..72].copy_from_slice(&self.tcp_checksum);
+    }
+}
+
+fn copy<const FROM: usize, const N: usize>(head: &[u8; FROM], at: usize) -> [u8; N] {
+    std::array::from_fn(|byte| head[at + byte])
+}
+
+/// What frames of one length have in common. Only the head is written for each: what follows is zero in every buffer and
+/// stays so, as a NIC's payload would lie there without the processor's doing.
+#[derive(Clone, Copy, Debug)]
+struct Base<H: Header> {
+    head: H::Head,
+    bytes: usize,
+}
+
+/// Frames that differ by their headers and their lengths only.
+#[derive(Clone, Debug)]
+pub struct Series<H: Header> {
+    /// Frame number `i` is one of `bases[i % bases.len()]`.
+    bases: Arc<[Base<H>]>,
+    headers: Arc<[H]>,
+}
+
+impl<H: Header> Series<H> {
+    /// What to send so that `frame(i, bytes)` for each `i` below `count` comes along, `bytes` long, as `size` says. The
+    /// frames have no payload but zeros.
+    ///
+    /// # Panics
+    /// Without any frame, and when one is shorter than its headers.
+    pub fn new(count: usize, size: Size, frame: impl Fn(usize, usize) -> Vec<u8>) -> Self {
+        assert!(count > 0, "a series has frames");
+        let head = |frame: &[u8]| {
+            let head = frame.get(..size_of::<H::Head>()).and_then(|head| H::Head::try_from(head).ok());
+            head.expect("no frame is shorter than its headers")
+        };
+        let bytes = |number: usize| {
+            let pattern = size.pattern();
+            usize::from(pattern[number % pattern.len()]).max(size_of::<H::Head>())
+        };
+        // Every length comes along, however few the flows are.
+        let bases = (0..size.pattern().len()).map(|number| {
+            let frame = frame(number % count, bytes(number));
+            Base { head: head(&frame), bytes: frame.len() }
+        });
+        let headers = (0..count.max(size.pattern().len()))
+            .map(|number| H::of(&head(&frame(number % count, bytes(number)))));
+        Self { bases: bases.collect(), headers: headers.collect() }
+    }
+
+    fn bytes_mean(&self) -> f64 {
+        mean(self.bases.iter().map(|base| base.bytes))
+    }
+
+    #[inline]
+    fn write(&self, index: usize, frames: &mut [Frame]) {
+        let headers = &self.headers[index..];
+        match &*self.bases {
+            [base] => frames.iter_mut().zip(headers).for_each(|(frame, header)| base.write(header, frame)),
+            bases => {
+                let bases = bases.iter().cycle().skip(index % bases.len());
+                for ((frame, header), base) in frames.iter_mut().zip(headers).zip(bases) {
+                    base.write(header, frame);
+                }
+            }
+        }
+    }
+}
+
+impl<H: Header> Base<H> {
+    #[inline]
+    fn write(&self, header: &H, frame: &mut Frame) {
+        assert!(frame.fill(self.head.as_ref()), "frames fit their buffers");
+        header.write(frame.data_mut());
+        assert!(frame.set_len(self.bytes), "frames fit their buffers");
+    }
+}
+
+fn mean(lengths: impl ExactSizeIterator<Item = usize>) -> f64 {
+    let count = lengths.len();
+    lengths.sum::<usize>() as f64 / count as f64
 }
 
 /// What the source sends, over and over, in this order.
 #[derive(Clone, Debug)]
 pub enum Feed {
-    /// Frames that differ by their headers only.
-    Headers {
-        /// What they have in common.
-        base: [u8; FRAME_BYTES],
-        /// One per frame.
-        headers: Arc<[Header]>,
-    },
+    /// TCP in IPv4.
+    V4(Series<HeaderV4>),
+    /// TCP in IPv6.
+    V6(Series<HeaderV6>),
     /// Frames of any kind.
     Frames(Arc<[Vec<u8>]>),
 }
@@ -65,7 +172,8 @@ impl Feed {
     /// Frames until the feed begins again.
     pub fn len(&self) -> usize {
         match self {
-            Self::Headers { headers, .. } => headers.len(),
+            Self::V4(series) => series.headers.len(),
+            Self::V6(series) => series.headers.len(),
             Self::Frames(frames) => frames.len(),
         }
     }
@@ -75,16 +183,21 @@ impl Feed {
         self.len() == 0
     }
 
+    /// Bytes of a frame, on average.
+    pub fn bytes_mean(&self) -> f64 {
+        match self {
+            Self::V4(series) => series.bytes_mean(),
+            Self::V6(series) => series.bytes_mean(),
+            Self::Frames(frames) => mean(frames.iter().map(Vec::len)),
+        }
+    }
+
     /// Writes frame number `index` and the next ones into `frames`, none of them beyond the end.
     #[inline]
-    fn write(&self, index: usize, frames: &mut [Frame]) {
+    pub(crate) fn write(&self, index: usize, frames: &mut [Frame]) {
         match self {
-            Self::Headers { base, headers } => {
-                for (frame, header) in frames.iter_mut().zip(&headers[index..]) {
-                    assert!(frame.fill(base), "frames fit their buffers");
-                    header.write(frame.data_mut().first_chunk_mut().expect("it was just filled"));
-                }
-            }
+            Self::V4(series) => series.write(index, frames),
+            Self::V6(series) => series.write(index, frames),
             Self::Frames(bytes) => {
                 for (frame, bytes) in frames.iter_mut().zip(&bytes[index..]) {
                     assert!(frame.fill(bytes), "frames fit their buffers");
@@ -99,7 +212,7 @@ impl Feed {
 pub struct Wire {
     feed: Mutex<Queue>,
     sent: AtomicU64,
-    seen: Mutex<Option<Vec<Tuple<V4>>>>,
+    seen: Mutex<Option<Vec<[u8; HEAD_BYTES]>>>,
     closing: AtomicBool,
 }
 
@@ -145,13 +258,13 @@ impl Wire {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// From now on the sink notes the addresses and ports of what it gets, up to `limit` frames.
+    /// From now on the sink notes the heads of the frames it gets, up to `limit` of them.
     pub fn watch(&self, limit: usize) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::with_capacity(limit));
     }
 
     /// What the sink noted since [`Self::watch`], in order; it stops noting.
-    pub fn seen(&self) -> Vec<Tuple<V4>> {
+    pub fn seen(&self) -> Vec<[u8; HEAD_BYTES]> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
     }
 
@@ -215,7 +328,7 @@ impl TxQueue for Sink {
         let count = burst.len();
         if let Some(seen) = self.wire.seen.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             let room = seen.capacity() - seen.len();
-            seen.extend(burst.iter().take(room).filter_map(|frame| tuple(frame.data())));
+            seen.extend(burst.iter().take(room).filter_map(|frame| frame.data().first_chunk()));
         }
         for frame in burst.drain(..) {
             self.stats.bytes += frame.len() as u64;
@@ -240,21 +353,4 @@ impl TxQueue for Sink {
     fn stats(&self) -> TxStats {
         self.stats
     }
-}
-
-/// Addresses and ports of an untagged IPv4 frame; for a tunnelled one those of the outer header and no ports.
-fn tuple(frame: &[u8]) -> Option<Tuple<V4>> {
-    let bytes = frame.first_chunk::<38>()?;
-    let address =
-        |at: usize| V4(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
-    let protocol = Protocol::from_number(bytes[23]);
-    let port = |at: usize| match protocol {
-        Some(_) => u16::from_be_bytes([bytes[at], bytes[at + 1]]),
-        None => 0,
-    };
-    Some(Tuple {
-        src: Endpoint::new(address(26), port(34)),
-        dst: Endpoint::new(address(30), port(36)),
-        protocol: protocol.unwrap_or(Protocol::Tcp),
-    })
 }

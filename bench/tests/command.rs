@@ -26,7 +26,27 @@ fn json_has_one_run_per_mode_and_number_of_flows() {
         assert!((0.0..=1.0).contains(&share), "{run}");
         let replies = matches!(run["mode"].as_str().unwrap(), "fullnat" | "nat");
         assert_eq!(run["reply_share"].as_f64().unwrap(), if replies { 0.5 } else { 0.0 });
-        assert_eq!((&run["frame_bytes"], &run["family"]), (&64.into(), &"ipv4".into()));
+        assert_eq!((run["frame_bytes"].as_f64(), run["family"].as_str()), (Some(64.0), Some("ipv4")));
+    }
+}
+
+#[test]
+fn frames_of_all_lengths_pass_in_all_modes_and_both_ip_versions() {
+    let few = ["--families", "ipv4,ipv6", "--frames", "64,1500,imix", "--flows", "50", "--packets", "2000"];
+    let output = bench(&[&["pipeline", "--json", "--rounds", "1"][..], &few].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 4 * 2 * 3);
+    for run in runs {
+        let shortest = if run["family"] == "ipv6" { 74.0 } else { 64.0 };
+        let bytes = match run["frames"].as_str().unwrap() {
+            "64" => shortest,
+            "1500" => 1500.0,
+            _ => (7.0 * shortest + 4.0 * 576.0 + 1500.0) / 12.0,
+        };
+        assert!((run["frame_bytes"].as_f64().unwrap() - bytes).abs() < 0.01, "{run}");
+        assert!(run["wall_ns"].as_f64().unwrap() > 0.0, "{run}");
     }
 }
 
@@ -86,7 +106,10 @@ fn a_connection_costs_at_most_128_bytes_and_with_ipv6_192() {
 fn bad_input_is_refused_with_a_message_that_names_it() {
     for (arguments, names) in [
         (&["pipeline", "--modes", "fullnat,half"][..], "no such forwarding mode"),
-        (&["pipeline", "--flows", "0"], "1..=4000000"),
+        (&["pipeline", "--flows", "0"], "1..=10000000"),
+        (&["pipeline", "--frames", "64,65x"], "65x"),
+        (&["pipeline", "--frames", "1501"], "or imix"),
+        (&["pipeline", "--families", "ipv5"], "ipv5"),
         (&["pipeline", "--flows", "many"], "many"),
         (&["pipeline", "--packets", "-1"], "-1"),
         (&["pipeline", "--quick", "--flows", "5"], "--quick"),
