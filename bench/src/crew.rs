@@ -3,7 +3,7 @@
 use shunt_dataplane::home::Home;
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::tuple::Protocol;
+use shunt_dataplane::tuple::{Protocol, Tuple};
 use shunt_engine::WorkerId;
 use shunt_engine::clock::Clock;
 
@@ -28,12 +28,18 @@ impl<A: Family> Crew<A> {
     pub fn open(workers: u16, mode: Mode, flows: u32, clock: &Clock) -> anyhow::Result<Self> {
         let pipelines = Services::few(&[mode]).pipelines::<A>(director::capacity(flows), workers)?;
         let mut rigs = Rig::mesh(pipelines, clock)?;
-        let home = Home::new(workers, director::SECRET);
+        let home = Home::new(workers, director::SECRET, director::spread(workers));
+        let vip = director::vip::<A>(mode);
+        let owner = |client: u32| {
+            let request = Tuple { src: director::client(client), dst: vip, protocol: Protocol::Tcp };
+            match mode {
+                Mode::Fullnat | Mode::Dr | Mode::Tun => home.of_request(&request),
+                Mode::Nat => home.of_client(request.src, request.protocol),
+            }
+        };
         let mut connections = Vec::with_capacity(rigs.len());
         for (rig, worker) in rigs.iter_mut().zip(0..) {
-            let here = |client: &u32| {
-                home.of_client(director::client::<A>(*client), Protocol::Tcp) == WorkerId(worker)
-            };
+            let here = |client: &u32| owner(*client) == WorkerId(worker);
             connections.push(connections::open(rig, mode, (0..flows).filter(here))?);
         }
         Ok(Self { rigs, connections })

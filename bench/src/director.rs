@@ -1,6 +1,7 @@
 //! The director that is measured: one port, one service per mode, a few servers each, everything behind one router.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::Timeouts;
@@ -10,8 +11,10 @@ use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::{Mode, Server, ServerId};
 use shunt_dataplane::service::{Listen, Local, OutOfState, ServerGone, Service, ServiceId};
 use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
+use shunt_dataplane::spread::Spread;
 use shunt_dataplane::tuple::{Endpoint, Protocol};
 use shunt_engine::port::MacAddr;
+use shunt_engine::rss::Rss;
 use shunt_engine::steer::Prefix;
 use shunt_engine::{PortId, WorkerId, publish};
 
@@ -67,6 +70,11 @@ pub fn local_addresses(capacity: u32) -> u8 {
 /// Keys every hash. Any will do: nobody attacks a benchmark.
 pub const SECRET: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345];
 
+/// How the port spreads frames over so many workers, one queue each: by Microsoft's key and an even table.
+pub fn spread(workers: u16) -> Option<Arc<Spread>> {
+    Spread::new(&Rss::even(workers), workers, WorkerId).map(Arc::new)
+}
+
 /// The real pipeline of one worker, for connections up to `capacity`, over a snapshot with one service per mode: a few
 /// servers in turn.
 ///
@@ -105,7 +113,7 @@ impl<'a> Services<'a> {
             max_services: services,
             max_servers: services * u32::from(self.servers),
         };
-        let agreed = Agreed::new(64, config(0).max_servers, SECRET);
+        let agreed = Agreed { spread: spread(workers), ..Agreed::new(64, config(0).max_servers, SECRET) };
         let pipeline = |(reader, worker)| Pipeline::new(config(worker), agreed.clone(), reader);
         readers.into_iter().zip(0..).map(pipeline).collect()
     }

@@ -35,7 +35,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=64))]
     workers: u16,
     /// Forwarding modes, separated by commas.
-    #[arg(long, value_delimiter = ',', value_parser = mode, default_value = "fullnat,nat,dr,tun")]
+    #[arg(long, value_delimiter = ',', value_parser = mode, default_value = "fullnat,dr,tun")]
     modes: Vec<Mode>,
     /// IP versions, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "ipv4")]
