@@ -2,8 +2,8 @@
 //!
 //! One change's way through the files: [`config`] reads the file as typed and then what it means; [`state`] keeps the
 //! numbers of what stays; [`kernel`] is the machine's network as [`netlink`] shows it; [`compile`] makes of all three
-//! the snapshot that workers read; `reload` puts it in force. Around it [`guard`], [`addresses`], [`announce`],
-//! [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports,
+//! the snapshot that workers read; `reload` puts it in force. Around it [`capabilities`], [`guard`],
+//! [`addresses`], [`announce`], [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports,
 //! [`rss`] says by which of them flows find their workers, [`supervisor`] owns everything, [`admin`] answers questions
 //! and [`cli`] asks them.
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ compile_error!("a worker that panics must leave the rest of the daemon able to c
 pub mod addresses;
 pub mod admin;
 pub mod announce;
+pub mod capabilities;
 pub mod cli;
 pub mod compile;
 pub mod config;

@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use shunt_control::cli::{self, Arguments};
-
 fn main() -> ExitCode {
-    cli::run(Arguments::parse())
+    shunt_control::cli::run()
 }

@@ -31,6 +31,7 @@ use crate::admin::socket::{SocketError, claim};
 use crate::admin::view::Reloaded;
 use crate::admin::{Ask, server};
 use crate::announce::announce;
+use crate::capabilities::{self, Powerless};
 use crate::compile::{OpenPort, compile, stations};
 use crate::config::{Config, ConfigError};
 use crate::devices;
@@ -50,6 +51,9 @@ pub enum RunError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The kernel does not allow it.
+    #[error(transparent)]
+    Powerless(#[from] Powerless),
     /// The configuration does not fit this machine.
     #[error("{}", .0.join("\n"))]
     Machine(Vec<String>),
@@ -93,7 +97,7 @@ pub enum RunError {
 fn remedy(error: &PortError) -> &'static str {
     match error {
         PortError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            " (run shunt as root, or with CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF)"
+            " (run shunt as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK)"
         }
         PortError::Io { source, .. } if source.kind() == std::io::ErrorKind::ResourceBusy => {
             " (another program has the interface: is another shunt running? `ip link show` names an XDP program)"
@@ -135,6 +139,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     let file = &std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let loaded = Config::load(file, false)?;
     warn(&loaded.warnings);
+    capabilities::to_run(&loaded.config)?;
     // Signals are caught from here on, so that one that comes during the start ends it politely too.
     let mut signals = Signals::new().map_err(resources("catch signals"))?;
     let (listener, _claim) = claim(&loaded.config.api.socket).await?;

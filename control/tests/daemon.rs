@@ -483,6 +483,91 @@ fn a_signal_during_the_start_ends_it_and_nothing_is_left() {
     }
 }
 
+/// What the shell says of a command: its exit code, and what it wrote to stderr.
+fn in_shell(lab: &Lab, words: &str) -> (i32, String) {
+    let mut shell = lab.command("bash");
+    shell.env("SHUNT", SHUNT).env("SOCKET", lab.socket()).env("FILE", lab.file());
+    let output = shell.args(["-c", words]).output().unwrap();
+    (output.status.code().unwrap(), stderr(&output))
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_an_error_and_one_that_nobody_reads_is_none() {
+    let mut lab = Lab::new("full");
+    lab.start();
+    let daemons =
+        ["status", "status --workers --json", "counters", "connections", "connections --json", "reload"];
+    let commands = daemons.map(|words| format!("$SHUNT {words} --socket $SOCKET"));
+    let others = ["$SHUNT check $FILE", "$SHUNT --help", "$SHUNT --version"].map(str::to_owned);
+    for command in commands.iter().chain(&others) {
+        // Without connections there is nothing to write as JSON.
+        if !command.contains("connections --json") {
+            let (code, said) = in_shell(&lab, &format!("{command} > /dev/full"));
+            assert_eq!(code, 1, "{command}");
+            assert_eq!(said, "shunt: the answer cannot be written: No space left on device (os error 28)\n");
+        }
+        let unread = format!("(sleep 0.1; {command}; exit $?) | true; exit ${{PIPESTATUS[0]}}");
+        assert_eq!(in_shell(&lab, &unread), (0, String::new()), "{command}");
+    }
+    assert_eq!(in_shell(&lab, "$SHUNT statsu").0, 2);
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    let (code, _) = in_shell(&lab, "$SHUNT cleanup --socket $SOCKET > /dev/full");
+    assert_eq!(code, 1);
+}
+
+/// Runs a program with other capabilities, and with little memory to lock, whatever this process may.
+fn setpriv(lab: &Lab) -> Command {
+    let mut command = lab.command("prlimit");
+    command.args(["--memlock=65536:65536", "setpriv"]);
+    command
+}
+
+/// As nobody, with these capabilities and no others.
+fn as_nobody(lab: &Lab, capabilities: &str) -> Command {
+    let mut command = setpriv(lab);
+    let all = format!("-all{capabilities}");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    command.args([
+        format!("--inh-caps={all}"),
+        format!("--ambient-caps={all}"),
+        format!("--bounding-set={all}"),
+    ]);
+    command
+}
+
+#[test]
+fn who_may_not_run_it_hears_why_and_who_has_the_capabilities_need_not_be_root() {
+    let mut lab = Lab::new("nobody");
+    // Where everybody may read and write.
+    std::os::unix::fs::chown(&lab.folder, Some(65534), Some(65534)).unwrap();
+    let program = lab.folder.join("shunt");
+    std::fs::copy(SHUNT, &program).unwrap();
+    let mut powerless = as_nobody(&lab, "");
+    refused(
+        &powerless.arg(&program).args(["run", "-c"]).arg(lab.file()).output().unwrap(),
+        "shunt: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK missing: run this as root, or with",
+    );
+    let mut check = as_nobody(&lab, "");
+    let checked = check.arg(&program).arg("check").arg(lab.file()).output().unwrap();
+    assert!(checked.status.success(), "{}", stderr(&checked));
+
+    lab.start();
+    let mut ask = as_nobody(&lab, "");
+    let asked = ask.arg(&program).args(["status", "--socket"]).arg(lab.socket()).output().unwrap();
+    refused(&asked, "not for this user; ask as the one who runs the daemon");
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    lab.is_clean();
+
+    let mut daemon = as_nobody(&lab, ",+net_admin,+net_raw,+bpf,+perfmon,+ipc_lock");
+    let log = std::fs::File::create(lab.folder.join("log")).unwrap();
+    daemon.arg(&program).args(["run", "-c"]).arg(lab.file()).stdout(Stdio::null()).stderr(log);
+    lab.daemon = Some(daemon.spawn().unwrap());
+    lab.logs("running");
+    assert!(lab.shows("nft", &["list", "ruleset"]).contains("203.0.113.10 . tcp . 80"));
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    lab.is_clean();
+}
+
 #[test]
 fn what_prevents_the_start_is_named_and_nothing_is_left_behind() {
     let mut lab = Lab::new("start");
@@ -496,9 +581,20 @@ fn what_prevents_the_start_is_named_and_nothing_is_left_behind() {
     let without_nft =
         lab.command("env").args(["PATH=/nonexistent", SHUNT, "run", "-c"]).arg(lab.file()).output();
     refused(&without_nft.unwrap(), "\"nft\" is not installed");
-    let mut powerless = lab.command("setpriv");
+    let mut powerless = setpriv(&lab);
     powerless.args(["--inh-caps=-all", "--bounding-set=-all", SHUNT, "run", "-c"]).arg(lab.file());
-    refused(&powerless.output().unwrap(), "run shunt as root");
+    let lacks = "shunt: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK missing: run this as root, or with \
+                 CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK (in a unit of systemd: AmbientCapabilities=)\n";
+    assert_eq!(stderr(&powerless.output().unwrap()), lacks);
+    let mut some = setpriv(&lab);
+    some.args(["--bounding-set=-all,+net_admin,+net_raw,+ipc_lock", SHUNT, "run", "-c"]).arg(lab.file());
+    refused(&some.output().unwrap(), "shunt: CAP_BPF, CAP_PERFMON missing: run this as root, or");
+    let mut powerless = setpriv(&lab);
+    powerless.args(["--bounding-set=-all", SHUNT, "cleanup", "--socket"]).arg(lab.socket());
+    refused(
+        &powerless.output().unwrap(),
+        "shunt: CAP_NET_ADMIN missing: run this as root, or with CAP_NET_ADMIN (",
+    );
     lab.is_clean();
     refused(&lab.run_missing(), "No such file");
 

@@ -24,7 +24,10 @@ pub enum ClientError {
          --socket)"
     )]
     NotRunning(PathBuf),
-    /// The socket is there, but not for us.
+    /// The socket is its owner's.
+    #[error("{0}: not for this user; ask as the one who runs the daemon, root as a rule")]
+    Forbidden(PathBuf),
+    /// The socket is there, and nobody comes to it.
     #[error("{path}: {source}")]
     Connect {
         /// The socket.
@@ -121,6 +124,7 @@ async fn whole(socket: &Path, response: Response<Incoming>) -> Result<Bytes, Cli
 async fn request(socket: &Path, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
+        ErrorKind::PermissionDenied => ClientError::Forbidden(socket.to_owned()),
         _ => ClientError::Connect { path: socket.to_owned(), source },
     })?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;

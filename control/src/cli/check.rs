@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::bail;
 use shunt_engine::lcore;
 
+use super::output::print;
 use crate::addresses::{self, Ours};
 use crate::config::Config;
 use crate::devices;
@@ -25,8 +26,7 @@ pub(super) fn check(file: &Path) -> anyhow::Result<()> {
     let Config { ports, services, .. } = &loaded.config;
     let servers = services.iter().map(|service| service.servers.len()).sum();
     let counts = [count(ports.len(), "port"), count(services.len(), "service"), count(servers, "server")];
-    println!("{}: good: {}", file.display(), counts.join(", "));
-    Ok(())
+    print(&format!("{}: good: {}\n", file.display(), counts.join(", ")))
 }
 
 fn count(many: usize, what: &str) -> String {

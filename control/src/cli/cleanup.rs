@@ -5,16 +5,18 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use super::output::print;
 use crate::addresses::{self, Ledger, Ours};
 use crate::admin::socket::is_alive;
 use crate::devices::PUNT_DEVICE;
 use crate::kernel::Kernel;
 use crate::netlink::Netlink;
-use crate::{guard, neighbours, offloads};
+use crate::{capabilities, guard, neighbours, offloads};
 
 /// Removes addresses, neighbours and guard table, and restores receive offloads. The kernel itself has removed XDP
 /// programs and the TUN device when the daemon died.
 pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
+    capabilities::to_clean_up()?;
     super::runtime()?.block_on(async {
         if is_alive(socket).await {
             bail!("a daemon is running on {}; stop it instead, it cleans up by itself", socket.display());
@@ -42,13 +44,12 @@ pub(super) fn cleanup(socket: &Path) -> anyhow::Result<()> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        println!(
-            "removed {} addresses, {} neighbours and the guard table if there was one, restored {} receive offloads",
+        print(&format!(
+            "removed {} addresses, {} neighbours and the guard table if there was one, restored {} receive offloads\n",
             left.addresses.len(),
             left.neighbours.len(),
             left.offloads.len()
-        );
-        Ok(())
+        ))
     })
 }
 

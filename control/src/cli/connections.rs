@@ -1,34 +1,35 @@
 //! `shunt connections`: the tables line by line, as they come.
 
-use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use super::output::Output;
 use super::runtime;
 use crate::admin::client::{lines, query_value};
 use crate::admin::filter::Query;
 use crate::admin::view::Connection;
 
 pub(super) fn connections(socket: &Path, query: &Query, json: bool) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = Output::new();
     let mut wrong = None;
-    // A reader that has seen enough (`| head`) is no error.
-    let go_on = |written: std::io::Result<()>| match written {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
-    };
     // The head waits for the daemon's consent: over a refusal it would look like an empty table.
     let mut head = if json { "" } else { HEAD };
     let show = |line: &[u8]| match serde_json::from_slice(line) {
-        _ if json => go_on(out.write_all(line)),
-        Ok(connection) => go_on(writeln!(out, "{}{}", std::mem::take(&mut head), row(&connection))),
+        _ if json => out.write(line),
+        Ok(connection) => {
+            out.write(format!("{}{}\n", std::mem::take(&mut head), row(&connection)).as_bytes())
+        }
         Err(error) => {
             wrong = Some(error);
             ControlFlow::Break(())
         }
     };
-    runtime()?.block_on(lines(socket, &path(query), show))?;
-    let _ = out.write_all(head.as_bytes()).and_then(|()| out.flush());
+    let asked = runtime()?.block_on(lines(socket, &path(query), show));
+    if asked.is_ok() {
+        let _ = out.write(head.as_bytes());
+    }
+    out.finish()?;
+    asked?;
     wrong.map_or(Ok(()), |error| Err(error.into()))
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use hyper::Method;
 use tracing_subscriber::EnvFilter;
 
+use super::output::print;
 use crate::admin::client::ask;
 use crate::admin::view::Reloaded;
 use crate::supervisor;
@@ -30,6 +31,5 @@ pub(super) fn reload(socket: &Path) -> anyhow::Result<()> {
     if !reloaded.warnings.is_empty() {
         eprintln!("{}", reloaded.warnings.trim_end());
     }
-    println!("in force: generation {}", reloaded.generation);
-    Ok(())
+    print(&format!("in force: generation {}\n", reloaded.generation))
 }

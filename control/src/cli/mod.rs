@@ -4,8 +4,10 @@ mod check;
 mod cleanup;
 mod connections;
 mod daemon;
+mod output;
 mod show;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -85,9 +87,27 @@ struct Daemon {
     socket: PathBuf,
 }
 
-/// Does what was asked. Errors go to stderr.
-pub fn run(arguments: Arguments) -> ExitCode {
-    let done = match arguments.command {
+/// Does what the command line asks. Errors go to stderr.
+pub fn run() -> ExitCode {
+    let done = match Arguments::try_parse() {
+        Ok(arguments) => obey(arguments.command),
+        Err(error) if error.use_stderr() => error.exit(),
+        // --help and --version
+        Err(text) if std::io::stdout().is_terminal() => output::print(&text.render().ansi().to_string()),
+        Err(text) => output::print(&text.render().to_string()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Every error names its cause itself; diagnostics of a file begin with their own "error:".
+            eprintln!("shunt: {}", error.to_string().trim_end());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn obey(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Run { config } => daemon::run(&config),
         Command::Check { file } => check::check(&file),
         Command::Reload(daemon) => daemon::reload(&daemon.socket),
@@ -98,14 +118,6 @@ pub fn run(arguments: Arguments) -> ExitCode {
             connections::connections(&daemon.socket, &Query { client, server, state }, json)
         }
         Command::Counters { daemon, json } => show::counters(&daemon.socket, json),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Every error names its cause itself; diagnostics of a file begin with their own "error:".
-            eprintln!("shunt: {}", error.to_string().trim_end());
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use hyper::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::output::print;
 use super::runtime;
 use crate::admin::client::ask;
 use crate::admin::view::{Counter, Counters, Persistence, Status, Workers};
@@ -32,9 +33,7 @@ fn show<T: DeserializeOwned + Serialize>(
 ) -> anyhow::Result<()> {
     let answer: T = runtime()?.block_on(ask(socket, Method::GET, path))?;
     let shown = if json { serde_json::to_string_pretty(&answer)? + "\n" } else { text(&answer) };
-    // A reader that has seen enough (`| head`) is no error.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), shown.as_bytes());
-    Ok(())
+    print(&shown)
 }
 
 /// Lines of cells, each column as wide as its widest cell.
