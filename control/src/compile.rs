@@ -59,7 +59,7 @@ pub fn compile(
         builder.route(prefix, hops.clone());
         numbered.push((prefix, hops));
     }
-    let own = kernel.addresses.iter().map(|own| own.address);
+    let own = kernel.addresses.iter().flat_map(|own| [Some(own.address), own.broadcast()]).flatten();
     own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
     builder.routes_generation(numbers.routes(&numbered));
     for service in &config.services {
@@ -255,7 +255,7 @@ fn service(typed: &config::Service, numbers: &Numbers) -> Service {
 
 #[cfg(test)]
 mod tests {
-    use shunt_dataplane::tuple::V4;
+    use shunt_dataplane::tuple::{Protocol, V4};
     use shunt_engine::port::MacAddr;
 
     use super::*;
@@ -403,6 +403,24 @@ mod tests {
                 .unwrap();
         let hop = snapshot.hop(snapshot.route(ip("198.51.100.1")).unwrap()).unwrap();
         assert_eq!(hop.address, Some(ip("203.0.113.1")));
+    }
+
+    #[test]
+    fn a_prefix_leaves_the_broadcast_addresses_of_attached_networks_alone() {
+        let kernel = director();
+        let text = "[[port]]\ninterface = \"eth0\"\n[[port]]\ninterface = \"eth1\"\n[[service]]\nname = \"all\"\n\
+            protocol = \"udp\"\nmode = \"dr\"\nlisten = [\"0.0.0.0/0:0\"]\n";
+        let (mut numbers, empty) = (Numbers::default(), Snapshot::default());
+        let snapshot = compile(&config(text), &kernel, &ports(&kernel), &mut numbers, &empty).unwrap();
+        let rules = snapshot.steering();
+        let taken = |address: &str| {
+            let found = snapshot.index().lookup_prefix(ip(address), 67, Protocol::Udp).is_some();
+            assert_eq!(found, rules.iter().any(|rule| rule.prefix.contains(ip(address))), "{address}");
+            found
+        };
+        assert!(!taken("10.0.0.255") && !taken("203.0.113.255") && !taken("255.255.255.255"));
+        assert!(!taken("224.0.0.251") && !taken("10.0.0.1"), "multicast, and its own");
+        assert!(taken("10.0.0.254") && taken("198.51.100.255"), "of a network elsewhere nobody knows");
     }
 
     const FILE_V6: &str = r#"

@@ -48,6 +48,15 @@ pub struct Address {
     pub prefix_len: u8,
 }
 
+impl Address {
+    /// The address that means every station of its network, if there is one: the last one in IPv4.
+    pub fn broadcast(&self) -> Option<IpAddr> {
+        let IpAddr::V4(v4) = self.address else { return None };
+        let hosts = u32::MAX.checked_shr(self.prefix_len.into()).filter(|&hosts| hosts > 1)?;
+        Some(IpAddr::V4((v4.to_bits() | hosts).into()))
+    }
+}
+
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -236,6 +245,18 @@ pub(crate) mod tests {
         sought.mac = Some(MacAddr([2, 0, 0, 0, 1, 12]));
         now.neighbours[0] = sought;
         assert!(!now.leads_like(&before));
+    }
+
+    #[test]
+    fn a_network_of_more_than_two_addresses_has_a_broadcast_address() {
+        let broadcast =
+            |address: &str, prefix_len| Address { link: 1, address: ip(address), prefix_len }.broadcast();
+        assert_eq!(broadcast("10.1.2.3", 24), Some(ip("10.1.2.255")));
+        assert_eq!(broadcast("10.1.2.1", 30), Some(ip("10.1.2.3")));
+        assert_eq!(
+            (broadcast("10.1.2.3", 31), broadcast("10.1.2.3", 32), broadcast("fd00::1", 64)),
+            (None, None, None)
+        );
     }
 
     #[test]

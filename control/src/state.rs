@@ -13,7 +13,7 @@ use shunt_dataplane::server::{Mode, ServerId};
 use shunt_dataplane::service::ServiceId;
 use shunt_engine::steer::Prefix;
 
-use crate::config::{Config, ServerPort};
+use crate::config::{Config, Server, ServerPort};
 
 /// Servers of all services together.
 pub const SERVERS_MAX: usize = 4096;
@@ -28,8 +28,16 @@ pub type ServerKey = (String, IpAddr, ServerPort, Mode);
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NumbersError {
     /// More servers than slots.
-    #[error("{0} servers; {SERVERS_MAX} are possible")]
-    Servers(usize),
+    #[error(
+        "{count} servers, {leaving} of them left out by a reload and not drained yet; {SERVERS_MAX} are possible: \
+         reload again when they have drained"
+    )]
+    Servers {
+        /// All servers.
+        count: usize,
+        /// Of them, those that no file names any more.
+        leaving: usize,
+    },
     /// More services than slots.
     #[error("{0} services; {SERVICES_MAX} are possible")]
     Services(usize),
@@ -72,7 +80,11 @@ impl Numbers {
             .services
             .iter()
             .flat_map(|service| service.servers.iter().map(|server| server_key(&service.name, server)));
-        self.servers.assign(keys, SERVERS_MAX).map_err(NumbersError::Servers)
+        let left_out = |server: &&Server| server.draining.is_some_and(|draining| draining.left_out);
+        let servers = || config.services.iter().flat_map(|service| &service.servers);
+        let leaving = || servers().filter(left_out).count();
+        let too_many = |count| NumbersError::Servers { count, leaving: leaving() };
+        self.servers.assign(keys, SERVERS_MAX).map_err(too_many)
     }
 
     /// The number of the service `name`.
@@ -123,7 +135,7 @@ impl Numbers {
 }
 
 /// The key of a server of `service`.
-pub fn server_key(service: &str, server: &crate::config::Server) -> ServerKey {
+pub fn server_key(service: &str, server: &Server) -> ServerKey {
     (service.to_owned(), server.address, server.port, server.mode)
 }
 

@@ -108,3 +108,50 @@ fn what_is_unusual_but_right_loads_and_a_service_without_servers_is_a_warning() 
     assert_eq!(some.servers[0].port, ServerPort::Same);
     assert_eq!((some.servers[1].mode, udp.servers[0].mode), (Mode::Nat, Mode::Tun));
 }
+
+#[test]
+fn more_services_or_servers_than_there_are_numbers_for_are_an_error_where_there_are_too_many() {
+    let port = "[[port]]\ninterface = \"eth0\"\n";
+    let service = |number: usize| {
+        let (high, low) = (number / 250, number % 250);
+        format!(
+            "[[service]]\nname = \"s{number}\"\nprotocol = \"tcp\"\nmode = \"dr\"\nlisten = [\"203.0.{high}.{low}:80\"]\n"
+        )
+    };
+    let server =
+        |number: usize| format!("[[service.server]]\naddress = \"10.0.{}.{}\"\n", number / 250, number % 250);
+    let said = |text: &str| match Config::parse("many", text, false) {
+        Ok(loaded) => loaded.config.services.len().to_string(),
+        Err(error) => error.to_string(),
+    };
+    let services = |many: usize| port.to_owned() + &(1..=many).map(service).collect::<String>();
+    assert_eq!(said(&services(1024)), "1024");
+    let place = services(1024).lines().count() + 1;
+    let error = said(&services(1025));
+    assert!(error.contains("error: 1025 services; 1024 are possible"), "{error}");
+    assert!(error.contains(&format!("many:{place}:1")), "line {place} is not in {error}");
+    let servers = |many: usize| port.to_owned() + &service(1) + &(1..=many).map(server).collect::<String>();
+    assert_eq!(said(&servers(4096)), "1");
+    let place = servers(4096).lines().count() + 1;
+    let error = said(&servers(4097));
+    assert!(error.contains("error: 4097 servers in all services; 4096 are possible"), "{error}");
+    assert!(error.contains(&format!("many:{place}:1")), "line {place} is not in {error}");
+}
+
+#[test]
+fn local_addresses_that_no_server_uses_are_a_warning() {
+    let warnings = |mode: &str, servers: &str| {
+        let text = format!(
+            "[[port]]\ninterface = \"eth0\"\n[[service]]\nname = \"web\"\nprotocol = \"tcp\"\nmode = \"{mode}\"\n\
+             listen = [\"203.0.113.10:80\"]\nlocal = [\"10.0.0.200\"]\n{servers}"
+        );
+        Config::parse("local", &text, false).unwrap().warnings
+    };
+    let unused = "warning: service \"web\": local: no server has mode fullnat";
+    let server = "[[service.server]]\naddress = \"10.0.0.11:80\"\n";
+    assert_eq!(warnings("fullnat", server), "");
+    assert!(!warnings("fullnat", "").contains(unused));
+    assert!(warnings("nat", server).contains(unused) && warnings("nat", "").contains(unused));
+    assert!(warnings("fullnat", &format!("{server}mode = \"nat\"\n")).contains(unused));
+    assert_eq!(warnings("nat", &format!("{server}mode = \"fullnat\"\n")), "");
+}

@@ -1,7 +1,7 @@
 //! Services ("virtual services"): which packets are balanced, among whom, by which rule.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use shunt_engine::steer::Prefix;
@@ -188,7 +188,8 @@ impl ServiceIndex {
 
     /// The networks around `address` whose length some listen entry has, with those entries. Longest first.
     fn networks(&self, address: IpAddr) -> impl Iterator<Item = (IpAddr, &Listeners)> {
-        let levels = if self.own.contains(&address) { &[] } else { self.levels.as_slice() };
+        let left_alone = is_special(address) || self.own.contains(&address);
+        let levels = if left_alone { &[] } else { self.levels.as_slice() };
         levels.iter().filter(move |level| level.ipv4 == address.is_ipv4()).filter_map(move |level| {
             let network = Prefix::new(address, level.len)?.address();
             Some((network, &level.listeners))
@@ -200,8 +201,27 @@ impl ServiceIndex {
         if listen.prefix.is_host() {
             return vec![listen.prefix];
         }
-        let own: Vec<IpAddr> = self.own.iter().copied().collect();
-        listen.prefix.without(&own)
+        let special = SPECIAL.iter().filter_map(|&(address, len)| Prefix::new(address, len));
+        let left_alone: Vec<_> = self.own.iter().copied().map(Prefix::host).chain(special).collect();
+        listen.prefix.without(&left_alone)
+    }
+}
+
+/// Addresses that are no single host's on the network, which prefixes leave alone: this network, loopback, multicast,
+/// reserved and broadcast (RFC 1122 §3.2.1.3); in IPv6 link-local and multicast.
+const SPECIAL: [(IpAddr, u8); 5] = [
+    (IpAddr::V4(Ipv4Addr::new(0, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+    (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+];
+
+/// Whether `address` is one of [`SPECIAL`].
+fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => matches!(v4.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_multicast(),
     }
 }
 
@@ -312,6 +332,39 @@ mod tests {
         assert!(!has("192.0.2.1") && !has("2001:db9::1"));
         let is_vip = |address: &str| index.is_vip(address.parse().unwrap());
         assert!(is_vip("203.0.113.1") && !is_vip("192.0.2.7"));
+    }
+
+    #[test]
+    fn a_prefix_leaves_alone_what_no_host_can_have() {
+        let services = [service(0, Protocol::Udp, &[("0.0.0.0/0", 0..=65535), ("::/0", 0..=65535)])];
+        let index = ServiceIndex::new(&services, []);
+        let taken: Vec<_> = services[0].listen.iter().flat_map(|listen| index.prefixes_of(listen)).collect();
+        let is_taken = |address: &str| {
+            let address = address.parse().unwrap();
+            let found = index.lookup_prefix(address, 67, Protocol::Udp).is_some();
+            assert_eq!(found, index.has_address(address), "{address}");
+            assert_eq!(found, taken.iter().any(|prefix| prefix.contains(address)), "{address}");
+            found
+        };
+        let special = [
+            "0.0.0.0",
+            "0.255.255.255",
+            "127.0.0.0",
+            "127.255.255.255",
+            "224.0.0.0",
+            "224.0.0.251",
+            "240.0.0.0",
+            "255.255.255.255",
+            "fe80::",
+            "febf:ffff::1",
+            "ff00::",
+            "ff02::1:2",
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ];
+        assert_eq!(special.iter().find(|address| is_taken(address)), None);
+        let taken =
+            ["1.0.0.0", "126.255.255.255", "128.0.0.0", "223.255.255.255", "fe7f::1", "fec0::", "feff::"];
+        assert_eq!(taken.iter().find(|address| !is_taken(address)), None);
     }
 
     #[test]

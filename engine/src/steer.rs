@@ -67,13 +67,22 @@ impl Prefix {
         self.len == 0
     }
 
-    /// What is left of the prefix without single addresses, as the largest prefixes there are.
-    pub fn without(self, holes: &[IpAddr]) -> Vec<Self> {
-        let holes: Vec<IpAddr> = holes.iter().copied().filter(|hole| self.contains(*hole)).collect();
+    /// What is left of the prefix without `holes`, as the largest prefixes there are.
+    pub fn without(self, holes: &[Self]) -> Vec<Self> {
+        let holes: Vec<Self> =
+            holes.iter().copied().filter(|hole| self.covers(*hole) || hole.covers(self)).collect();
         if holes.is_empty() {
             return vec![self];
         }
+        if holes.iter().any(|hole| hole.covers(self)) {
+            return Vec::new();
+        }
         self.halves().into_iter().flatten().flat_map(|half| half.without(&holes)).collect()
+    }
+
+    /// Whether all addresses of `other` lie in the prefix.
+    pub fn covers(&self, other: Self) -> bool {
+        self.len <= other.len && self.contains(other.address)
     }
 
     /// The two prefixes of the next length; `None` for a single address.
@@ -138,13 +147,19 @@ mod tests {
     #[test]
     fn a_prefix_without_some_addresses_holds_all_others() {
         let prefix = Prefix::new("10.0.0.0".parse().unwrap(), 29).unwrap();
-        let holes = ["10.0.0.3", "10.0.0.7", "192.0.2.1"].map(|hole| hole.parse().unwrap());
+        let holes = ["10.0.0.3", "10.0.0.7", "192.0.2.1"].map(|hole| Prefix::host(hole.parse().unwrap()));
         let left: Vec<_> = prefix.without(&holes).iter().map(ToString::to_string).collect();
         assert_eq!(left, ["10.0.0.0/31", "10.0.0.2/32", "10.0.0.4/31", "10.0.0.6/32"]);
         assert_eq!(prefix.without(&holes[2..]), [prefix]);
-        let host = Prefix::host(holes[0]);
+        let host = holes[0];
         assert_eq!((host.without(&holes), host.without(&[])), (vec![], vec![host]));
         let all = Prefix::new("::".parse().unwrap(), 0).unwrap();
-        assert_eq!(all.without(&["::1".parse().unwrap()]).len(), 128);
+        assert_eq!(all.without(&[Prefix::host("::1".parse().unwrap())]).len(), 128);
+        let multicast = Prefix::new("ff00::".parse().unwrap(), 8).unwrap();
+        let left: Vec<_> = all.without(&[multicast, prefix]).iter().map(ToString::to_string).collect();
+        let expected =
+            ["::/1", "8000::/2", "c000::/3", "e000::/4", "f000::/5", "f800::/6", "fc00::/7", "fe00::/8"];
+        assert_eq!(left, expected);
+        assert_eq!((multicast.without(&[all]), multicast.without(&[multicast])), (vec![], vec![]));
     }
 }

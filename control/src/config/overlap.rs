@@ -7,7 +7,7 @@ use shunt_dataplane::tuple::Protocol;
 
 use super::diagnostic::Diagnostics;
 use super::service::Placed;
-use super::{AddressPorts, Listen};
+use super::{AddressPorts, Listen, Server};
 
 /// Two services of one name.
 pub(super) fn names(services: &[Placed], diagnostics: &mut Diagnostics) {
@@ -82,6 +82,29 @@ pub(super) fn locals(services: &[Placed], diagnostics: &mut Diagnostics) {
             diagnostics
                 .error(place.clone(), message, "answers could not be told from clients' packets")
                 .help("use another address, or a local_port_range without the service's ports");
+        }
+    }
+}
+
+/// Two servers of one name in a service: whoever asks for it by its name would get both. A server without a name is
+/// called by its address.
+pub(super) fn server_names(services: &[Placed], diagnostics: &mut Diagnostics) {
+    for placed in services {
+        let service = &placed.service;
+        let mut seen: HashMap<&str, (&Server, &Range<usize>)> = HashMap::new();
+        for (server, place) in service.servers.iter().zip(&placed.server_names) {
+            let Some(&(first, first_place)) = seen.get(server.name.as_str()) else {
+                seen.insert(&server.name, (server, place));
+                continue;
+            };
+            // One that is there twice is told as such.
+            if (first.address, first.port) != (server.address, server.port) {
+                let message = format!(
+                    "service {:?}: server {:?} is the name of another server",
+                    service.name, server.name
+                );
+                diagnostics.error(place.clone(), message, "again").related(first_place.clone(), "first here");
+            }
         }
     }
 }

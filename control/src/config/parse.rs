@@ -82,12 +82,15 @@ fn prefix(network: &str, len: &str) -> Result<Prefix, String> {
     if prefix.address() != address {
         return Err(format!("{network} has bits behind the prefix; it begins at {}", prefix.address()));
     }
-    // All addresses of a prefix are as special as its first, but for those of 0.0.0.0/0 and ::/0.
-    if !address.is_unspecified() || prefix.is_host() {
+    // All addresses of a prefix are as special as its first, but for those of short ones that begin at 0.0.0.0 or ::.
+    if !(address.is_unspecified() && prefix.len() < SPECIAL_LEN) {
         host(network)?;
     }
     Ok(prefix)
 }
+
+/// 0.0.0.0/8 has no address that a host can have, nor has ::/8 one that is in use; longer and shorter ones begin alike.
+const SPECIAL_LEN: u8 = 8;
 
 /// What follows an opening bracket: `ADDRESS]` or `ADDRESS]:PORTS`.
 fn bracketed(text: &str) -> Result<(&str, Option<&str>), String> {
@@ -106,7 +109,8 @@ fn bracketed(text: &str) -> Result<(&str, Option<&str>), String> {
 pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr = text.parse().map_err(|_| why_no_address(text))?;
     let special = match address {
-        IpAddr::V4(v4) => v4.is_broadcast(),
+        // This network (RFC 1122 §3.2.1.3), loopback; multicast, reserved (RFC 1112 §4) and broadcast.
+        IpAddr::V4(v4) => matches!(v4.octets()[0], 0 | 127 | 224..),
         IpAddr::V6(v6) => {
             if let Some(v4) = v6.to_ipv4_mapped() {
                 return Err(format!("write it as the IPv4 address that it is: {v4}"));
@@ -114,10 +118,11 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
             if v6.is_unicast_link_local() {
                 return Err("a link-local address means nothing beyond its link".to_owned());
             }
-            false
+            // ::, loopback and IPv4 addresses as they were once written; reserved (RFC 4291 §2.4); multicast.
+            v6.to_ipv4().is_some() || v6.segments()[0] & 0xff80 == 0xfe00 || v6.is_multicast()
         }
     };
-    if special || address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+    if special {
         return Err("not an address that a host on the network can have".to_owned());
     }
     Ok(address)
@@ -246,7 +251,19 @@ mod tests {
         assert_eq!(why("[::1]:80"), "not an address that a host on the network can have");
         assert_eq!(why("0.0.0.0/0:80"), "a prefix is not possible here; write single addresses");
         assert_eq!(why("web1:80"), "not an IP address");
-        assert_eq!(why("127.0.0.1:80"), "not an address that a host on the network can have");
+        for text in [
+            "127.0.0.1:80",
+            "240.0.0.1:80",
+            "0.1.2.3:80",
+            "255.255.255.255:80",
+            "[fe00::1]:80",
+            "[ff02::1]:80",
+        ] {
+            assert_eq!(why(text), "not an address that a host on the network can have", "{text}");
+        }
+        for text in ["223.255.255.254:80", "128.0.0.1:80", "1.0.0.1:80", "[fdff::1]:80", "[fec0::1]:80"] {
+            assert!(address_ports(text).is_ok(), "{text}");
+        }
     }
 
     #[test]
@@ -275,7 +292,22 @@ mod tests {
         assert_eq!(prefix_ports("[2001:db8::]/32:443"), Ok((v6("2001:db8::", 32), Some(443..=443))));
         assert_eq!(prefix_ports("[::]/0:0"), Ok((v6("::", 0), Some(0..=65535))));
         assert_eq!(prefix_ports("[2001:db8::10]:80"), Ok((v6("2001:db8::10", 128), Some(80..=80))));
-        assert_eq!(why("0.0.0.0/32:80"), "not an address that a host on the network can have");
+        for text in [
+            "0.0.0.0/32:80",
+            "0.0.0.0/8:80",
+            "127.0.0.0/8:80",
+            "224.0.0.0/3:80",
+            "240.0.0.0/4:80",
+            "[fe00::]/7:80",
+            "[ff00::]/8:80",
+            "[::]/8:80",
+            "[::]/128:80",
+        ] {
+            assert_eq!(why(text), "not an address that a host on the network can have", "{text}");
+        }
+        // What no host can have is left alone in a prefix around it.
+        assert_eq!(prefix_ports("128.0.0.0/1:80"), Ok((prefix([128, 0, 0, 0], 1), Some(80..=80))));
+        assert_eq!(prefix_ports("0.0.0.0/7:80"), Ok((prefix([0; 4], 7), Some(80..=80))));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::raw::{self, Typed};
 use super::timeouts::timeouts;
 use super::words::{Driver, Idle, Word, XdpMode};
 use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service, shape};
+use crate::state::{SERVERS_MAX, SERVICES_MAX};
 
 /// The configuration in `text`. `None` when the text is not even TOML of the right shape; otherwise the value is
 /// good exactly if `diagnostics` has no errors.
@@ -25,12 +26,27 @@ pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Confi
     overlap::listens(&services, diagnostics);
     overlap::locals(&services, diagnostics);
     overlap::servers(&services, diagnostics);
+    overlap::server_names(&services, diagnostics);
+    too_many(&file, diagnostics);
     Some(Config {
         engine: engine(&file.engine, diagnostics),
         api: api(&file.api, diagnostics),
         ports: ports(&file.port, diagnostics),
         services: services.into_iter().map(|placed| placed.service).collect(),
     })
+}
+
+/// Services and servers beyond those there are numbers for.
+fn too_many(file: &raw::File, diagnostics: &mut Diagnostics) {
+    if let Some(first) = file.service.get(SERVICES_MAX) {
+        let message = format!("{} services; {SERVICES_MAX} are possible", file.service.len());
+        diagnostics.error(first.span(), message, "the first too many");
+    }
+    let servers = || file.service.iter().flat_map(|service| &service.as_ref().server);
+    if let Some(first) = servers().nth(SERVERS_MAX) {
+        let message = format!("{} servers in all services; {SERVERS_MAX} are possible", servers().count());
+        diagnostics.error(first.span(), message, "the first too many");
+    }
 }
 
 /// `a, b and c`, each in backquotes.

@@ -19,6 +19,7 @@ use super::raw;
 use super::resolve::{duration, integer, word};
 use super::scheduler::scheduler;
 use super::thresholds::thresholds;
+use super::words::Word;
 use super::{AddressPorts, Server, ServerPort, Service};
 
 /// A service with the places of its parts, in the order of the parts.
@@ -28,6 +29,7 @@ pub(super) struct Placed {
     pub(super) listen: Vec<Range<usize>>,
     pub(super) local: Vec<Range<usize>>,
     pub(super) servers: Vec<Range<usize>>,
+    pub(super) server_names: Vec<Range<usize>>,
 }
 
 /// What one `[[service]]` means. Wrong parts are left out and noted in `diagnostics`.
@@ -54,8 +56,10 @@ pub(super) fn service(
         .iter()
         .filter_map(|server| resolve_server(&name, server, mode, drain, &listen, diagnostics))
         .collect();
-    let one_packet = one_packet(&name, typed, protocol, &servers, diagnostics);
-    let (servers, server_places): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
+    // What depends on the modes is told when they are known.
+    let modes_known = known(&typed.mode) && typed.server.iter().all(|server| known(&server.as_ref().mode));
+    let one_packet = one_packet(&name, typed, protocol, &servers, modes_known, diagnostics);
+    let (servers, server_places): (Vec<Server>, Vec<Places>) = servers.into_iter().unzip();
     if typed.server.is_empty() {
         let message = key("no [[service.server]]: every connection will be refused");
         diagnostics.warning(spanned.span(), message, "this service has no server");
@@ -64,10 +68,14 @@ pub(super) fn service(
     for family in [Family::V4, Family::V6] {
         check_listens(&name, family, &listen, &listen_places, &servers, diagnostics);
         check_servers(&name, family, &listen, &servers, &server_places, diagnostics);
-        check_locals(&name, family, spanned, &local, &servers, diagnostics);
+        if modes_known {
+            check_locals(&name, family, spanned, &local, &servers, diagnostics);
+        }
     }
-    let replies_seen =
-        servers.iter().map(|server: &Server| server.mode).chain([mode]).all(Mode::sees_replies);
+    if modes_known {
+        check_locals_are_used(&name, typed, mode, &servers, diagnostics);
+    }
+    let replies_seen = servers.iter().map(|server| server.mode).chain([mode]).all(Mode::sees_replies);
     let scheduler = scheduler(&name, typed, diagnostics);
     // Where nothing but the addresses says which server it is, a packet after a restart still finds the one it was for.
     let default = match replies_seen {
@@ -91,9 +99,17 @@ pub(super) fn service(
         servers,
         name,
     };
-    listen::prefixes_need_dr_or_tun(&service, &listen_places, diagnostics);
+    if modes_known {
+        listen::prefixes_need_dr_or_tun(&service, &listen_places, diagnostics);
+    }
     let name = typed.name.as_ref().map_or_else(|| spanned.span(), Spanned::span);
-    Placed { service, name, listen: listen_places, local: local_places, servers: server_places }
+    let (servers, server_names) = server_places.into_iter().unzip();
+    Placed { service, name, listen: listen_places, local: local_places, servers, server_names }
+}
+
+/// Whether a mode is one of those there are, or left to the default.
+fn known(mode: &raw::Typed<String>) -> bool {
+    mode.as_ref().is_none_or(|typed| Mode::from_word(typed.as_ref()).is_some())
 }
 
 fn server_gone(
@@ -137,6 +153,9 @@ fn check_name(key: &str, name: &Spanned<String>, diagnostics: &mut Diagnostics) 
 const NAME_LEN_MAX: usize = 64;
 
 type PlacedPorts = (AddressPorts, Range<usize>);
+
+/// Where a server's address is, and its name.
+pub(super) type Places = (Range<usize>, Range<usize>);
 
 fn locals(name: &str, typed: &raw::Service, diagnostics: &mut Diagnostics) -> Vec<PlacedPorts> {
     let key = |key: &str| format!("service {name:?}: {key}");
@@ -219,13 +238,15 @@ fn check_servers(
     family: Family,
     listen: &[Listen],
     servers: &[Server],
-    places: &[Range<usize>],
+    places: &[Places],
     diagnostics: &mut Diagnostics,
 ) {
     if listen.is_empty() || listen.iter().any(|entry| family.has(entry.prefix.address())) {
         return;
     }
-    if let Some((server, place)) = servers.iter().zip(places).find(|(server, _)| family.has(server.address)) {
+    if let Some((server, (place, _))) =
+        servers.iter().zip(places).find(|(server, _)| family.has(server.address))
+    {
         let name = family.name();
         let message =
             format!("service {service:?}: server {:?}: the service does not listen in {name}", server.name);
@@ -269,6 +290,22 @@ fn check_locals(
     }
 }
 
+/// Local addresses that nobody talks to a server from.
+fn check_locals_are_used(
+    service: &str,
+    typed: &raw::Service,
+    mode: Mode,
+    servers: &[Server],
+    diagnostics: &mut Diagnostics,
+) {
+    let Some(local) = typed.local.as_ref().filter(|local| !local.as_ref().is_empty()) else { return };
+    let default = servers.is_empty() && mode == Mode::Fullnat;
+    if !default && servers.iter().all(|server| server.mode != Mode::Fullnat) {
+        let message = format!("service {service:?}: local: no server has mode fullnat");
+        diagnostics.warning(local.span(), message, "these addresses are not used");
+    }
+}
+
 /// Ports of local addresses unless said otherwise: all but the well-known ones.
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 1025..=65535;
 
@@ -279,7 +316,7 @@ fn resolve_server(
     drain: Option<Duration>,
     listen: &[Listen],
     diagnostics: &mut Diagnostics,
-) -> Option<(Server, Range<usize>)> {
+) -> Option<(Server, Places)> {
     let typed = spanned.as_ref();
     let key = |key: &str| format!("service {service:?}: server {key}");
     let mode = word(&key("mode"), &typed.mode, default, diagnostics);
@@ -305,7 +342,9 @@ fn resolve_server(
     let thresholds = thresholds(service, typed, diagnostics);
     let port = server_port(service, mode, text.as_ref(), text.span(), port, listen, diagnostics);
     let name = typed.name.as_ref().map_or_else(|| text.as_ref().clone(), |name| name.as_ref().clone());
-    Some((Server { name, address, port, mode, weight, drain, draining: None, thresholds }, text.span()))
+    let named = typed.name.as_ref().map_or_else(|| text.span(), Spanned::span);
+    let server = Server { name, address, port, mode, weight, drain, draining: None, thresholds };
+    Some((server, (text.span(), named)))
 }
 
 fn server_address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
