@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use shunt_dataplane::conn::State;
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_dataplane::server::Mode;
-use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple};
+use shunt_dataplane::tuple::{Address, Endpoint, Protocol, Tuple};
 use shunt_dataplane::wire::builder::PacketBuilder;
 use shunt_dataplane::wire::tcp::flags::{ACK, PSH, SYN};
 
@@ -17,7 +17,7 @@ use crate::wire::{Feed, Series};
 
 /// Established connections of one mode, as seen from outside.
 #[derive(Clone, Debug, Default)]
-pub struct Connections<A> {
+pub struct Connections<A: Address> {
     /// What clients send.
     pub requests: Vec<Tuple<A>>,
     /// What servers answer; none where answers do not pass the director.

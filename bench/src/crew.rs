@@ -13,7 +13,7 @@ use crate::family::Family;
 use crate::rig::Rig;
 
 /// The workers, and the connections whose home each is.
-pub struct Crew<A> {
+pub struct Crew<A: Family> {
     /// The workers.
     pub rigs: Vec<Rig<Pipeline>>,
     /// For each, what it has.

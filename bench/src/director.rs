@@ -120,7 +120,7 @@ impl<'a> Services<'a> {
 
     fn snapshot<A: Family>(&self, local_addresses: u8) -> Snapshot {
         let mut builder = Builder::new();
-        builder.port(PortInfo { name: "memory".into(), mac: US }).routes_generation(1);
+        builder.port(PortInfo { name: "memory".into(), mac: US });
         builder.hop(HopId(0), hop::<A>(ROUTER));
         for everywhere in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
             builder.route(Prefix::new(everywhere, 0).expect("no bit is set behind the prefix"), HopId(0));

@@ -57,7 +57,7 @@ fn family<A: Address>(
     })
 }
 
-struct Workload<A> {
+struct Workload<A: Address> {
     conns: Vec<Conn<A>>,
     /// Both tuples of every connection, in a pseudo-random order.
     hits: Vec<Tuple<A>>,
@@ -66,7 +66,7 @@ struct Workload<A> {
 }
 
 /// What both tables can do.
-trait Map<A> {
+trait Map<A: Address> {
     fn insert(&mut self, conn: Conn<A>) -> bool;
     fn find(&self, tuple: &Tuple<A>) -> Option<u32>;
     fn remove(&mut self, number: u32);
@@ -92,7 +92,7 @@ fn run<A: Address>(map: &mut impl Map<A>, workload: &Workload<A>) -> anyhow::Res
     })
 }
 
-struct Ours<A>(Table<A>);
+struct Ours<A: Address>(Table<A>);
 
 impl<A: Address> Ours<A> {
     fn new(connections: usize) -> anyhow::Result<Self> {
@@ -115,7 +115,7 @@ impl<A: Address> Map<A> for Ours<A> {
     }
 }
 
-struct Hashbrown<A> {
+struct Hashbrown<A: Address> {
     map: HashTable<(Tuple<A>, u32)>,
     records: Vec<Conn<A>>,
     hash: KeyedHash,

@@ -1,18 +1,17 @@
 //! The in-memory port: a source that writes a frame's headers each time, and a sink that keeps frames as a transmit
 //! ring does, so that buffers rotate.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shunt_engine::port::{RxQueue, RxStats, TxQueue, TxStats};
-use shunt_engine::{Burst, Frame, Mempool};
+use shunt_engine::{BURST, Burst, Frame, Mempool};
 
 use crate::family::HEAD_BYTES;
 use crate::size::Size;
 
 /// Frames the sink keeps before their buffers go back to the pool: fewer than these are never in rotation.
-pub const ROTATION: usize = 8192;
+pub const ROTATION: usize = 1024;
 
 /// What distinguishes one flow's frames from another's: addresses, ports and checksums.
 pub trait Header: Copy + std::fmt::Debug + Send + Sync {
@@ -128,6 +127,16 @@ impl<H: Header> Series<H> {
         mean(self.bases.iter().map(|base| base.bytes))
     }
 
+    /// The same over and over until it is long enough not to begin again in the middle of a burst all the time.
+    fn lengthened(self) -> Self {
+        const LEN_MIN: usize = 32 * BURST;
+        if self.headers.len() >= LEN_MIN || !self.headers.len().is_multiple_of(self.bases.len()) {
+            return self;
+        }
+        let headers = self.headers.repeat(LEN_MIN.div_ceil(self.headers.len()));
+        Self { headers: headers.into(), ..self }
+    }
+
     #[inline]
     fn write(&self, index: usize, frames: &mut [Frame]) {
         let headers = &self.headers[index..];
@@ -146,9 +155,10 @@ impl<H: Header> Series<H> {
 impl<H: Header> Base<H> {
     #[inline]
     fn write(&self, header: &H, frame: &mut Frame) {
-        assert!(frame.fill(self.head.as_ref()), "frames fit their buffers");
-        header.write(frame.data_mut());
         assert!(frame.set_len(self.bytes), "frames fit their buffers");
+        let data = &mut frame.data_mut()[..size_of::<H::Head>()];
+        data.copy_from_slice(self.head.as_ref());
+        header.write(data);
     }
 }
 
@@ -235,7 +245,8 @@ impl Wire {
         let source = Source { wire: wire.clone(), stats: RxStats::default() };
         let sink = Sink {
             wire: wire.clone(),
-            in_flight: VecDeque::with_capacity(ROTATION),
+            in_flight: Vec::with_capacity(ROTATION),
+            oldest: 0,
             stats: TxStats::default(),
         };
         (wire, source, sink)
@@ -243,6 +254,11 @@ impl Wire {
 
     /// Lets the source send `feed` from its beginning.
     pub fn feed(&self, feed: Feed) {
+        let feed = match feed {
+            Feed::V4(series) => Feed::V4(series.lengthened()),
+            Feed::V6(series) => Feed::V6(series.lengthened()),
+            Feed::Frames(_) => feed,
+        };
         *self.queue() = Queue { feed, next: 0, remaining: 0 };
     }
 
@@ -301,7 +317,10 @@ impl RxQueue for Source {
         while !frames.is_empty() {
             let (now, later) = frames.split_at_mut(frames.len().min(feed.len() - *next));
             feed.write(*next, now);
-            *next = (*next + now.len()) % feed.len();
+            *next += now.len();
+            if *next == feed.len() {
+                *next = 0;
+            }
             self.stats.bytes += now.iter().map(|frame| frame.len() as u64).sum::<u64>();
             frames = later;
         }
@@ -319,7 +338,9 @@ impl RxQueue for Source {
 #[derive(Debug)]
 pub struct Sink {
     wire: Arc<Wire>,
-    in_flight: VecDeque<Frame>,
+    /// A ring, once it is full.
+    in_flight: Vec<Frame>,
+    oldest: usize,
     stats: TxStats,
 }
 
@@ -332,12 +353,11 @@ impl TxQueue for Sink {
         }
         for frame in burst.drain(..) {
             self.stats.bytes += frame.len() as u64;
-            if self.in_flight.len() == ROTATION
-                && let Some(oldest) = self.in_flight.pop_front()
-            {
-                pool.free(oldest);
+            match self.in_flight.get_mut(self.oldest) {
+                Some(oldest) => pool.free(std::mem::replace(oldest, frame)),
+                None => self.in_flight.push(frame),
             }
-            self.in_flight.push_back(frame);
+            self.oldest = (self.oldest + 1) % ROTATION;
         }
         self.stats.packets += count as u64;
         self.wire.sent.store(self.stats.packets, Ordering::Relaxed);
@@ -347,6 +367,7 @@ impl TxQueue for Sink {
     fn reclaim(&mut self, pool: &mut Mempool) {
         if self.wire.closing.load(Ordering::Relaxed) {
             pool.free_all(self.in_flight.drain(..));
+            self.oldest = 0;
         }
     }
 

@@ -47,7 +47,6 @@ pub fn compile(
     for port in ports {
         builder.port(port.info.clone());
     }
-    let mut numbered = Vec::with_capacity(routes.len());
     for Towards { prefix, keys } in routes {
         let number = |&(key, weight): &(HopKey, u32)| {
             (numbers.hop(key).expect("every key was given a number just now"), weight)
@@ -56,12 +55,10 @@ pub fn compile(
         for (key, (id, _)) in keys.iter().zip(hops.iter()) {
             builder.hop(id, view.hop(key.0));
         }
-        builder.route(prefix, hops.clone());
-        numbered.push((prefix, hops));
+        builder.route(prefix, hops);
     }
     let own = kernel.addresses.iter().flat_map(|own| [Some(own.address), own.broadcast()]).flatten();
     own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
-    builder.routes_generation(numbers.routes(&numbered));
     for service in &config.services {
         let (leaving, staying) = servers(service, numbers);
         let service = self::service(service, numbers);
@@ -357,7 +354,7 @@ mod tests {
                 compile(&config(FILE), kernel, &ports(kernel), &mut numbers, &Snapshot::default()).unwrap();
             let hops = snapshot.hops(ip("192.0.2.5")).unwrap();
             let known = |(id, weight)| (snapshot.hop(id).unwrap().destination.map(|mac| mac.0[5]), weight);
-            (hops.iter().map(known).collect::<Vec<_>>(), snapshot.routes_generation())
+            (hops.iter().map(known).collect::<Vec<_>>(), snapshot.generation())
         };
         let (none, first) = hops(&kernel);
         assert_eq!(none, [(None, 1), (None, 3)], "nobody answers yet");

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use shunt_dataplane::neigh::HopId;
-use shunt_dataplane::route::Hops;
 use shunt_dataplane::server::{Mode, ServerId};
 use shunt_dataplane::service::ServiceId;
 use shunt_engine::steer::Prefix;
@@ -52,8 +51,6 @@ pub struct Numbers {
     services: Slots<String>,
     servers: Slots<ServerKey>,
     hops: BTreeMap<HopKey, HopId>,
-    routes: Vec<(Prefix, Hops)>,
-    routes_generation: u32,
 }
 
 /// What makes a next hop the same next hop: the kernel's link, where on it, and the MTU of the routes that lead there if
@@ -122,15 +119,6 @@ impl Numbers {
     /// The number of a next hop.
     pub fn hop(&self, key: HopKey) -> Option<HopId> {
         self.hops.get(&key).copied()
-    }
-
-    /// Notes the routes in force. Returns their generation: another one whenever they differ.
-    pub fn routes(&mut self, routes: &[(Prefix, Hops)]) -> u32 {
-        if self.routes != routes {
-            self.routes = routes.to_vec();
-            self.routes_generation = self.routes_generation.wrapping_add(1);
-        }
-        self.routes_generation
     }
 }
 
@@ -246,14 +234,5 @@ mod tests {
         assert_eq!(numbers.hop(station(2)), Some(kept));
         assert_eq!(numbers.hop(station(1)), None);
         assert_ne!(numbers.hop(station(9)), Some(kept));
-    }
-
-    #[test]
-    fn the_routes_generation_moves_with_the_routes_only() {
-        let mut numbers = Numbers::default();
-        let route = (Prefix::host(IpAddr::from([10, 0, 0, 1])), Hops::from(HopId(1)));
-        let first = numbers.routes(std::slice::from_ref(&route));
-        assert_eq!(numbers.routes(&[route]), first);
-        assert_ne!(numbers.routes(&[]), first);
     }
 }

@@ -50,7 +50,7 @@ fn ip(bits: u32) -> IpAddr {
 /// A DR service with two servers, taken in turn.
 fn snapshot() -> Snapshot {
     let mut builder = Builder::new();
-    builder.port(PortInfo { name: "port".into(), mac: US }).routes_generation(1);
+    builder.port(PortInfo { name: "port".into(), mac: US });
     let hop = NextHop {
         port: PortId(0),
         vid: None,

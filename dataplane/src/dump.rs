@@ -107,6 +107,12 @@ impl Dumps {
         self.work.is_some() && self.go_on(scan)
     }
 
+    /// Whether there is something to do.
+    #[inline]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.work.is_some() || self.desks.iter().any(|desk| !desk.questions.is_empty())
+    }
+
     #[inline]
     fn question(&mut self) -> Option<(usize, Box<Batch>)> {
         let mut desks = self.desks.iter_mut().enumerate();

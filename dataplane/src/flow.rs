@@ -4,7 +4,7 @@ use shunt_engine::{Emit, Frame, Instant, Origin};
 
 use crate::choose::{Choice, choose};
 use crate::classify::{Fragmentation, Meta, Packet, Role};
-use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
+use crate::conn::{Conn, ConnFlags, ConnId, Deltas, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
 use crate::counters::{Event, ServerField, WorkerCounters};
 use crate::drain::Sweep;
 use crate::home::Home;
@@ -18,7 +18,7 @@ use crate::service::{OutOfState, ServerGone, Service};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::transmit;
-use crate::tuple::{Endpoint, Protocol, Tuple};
+use crate::tuple::{Address, Endpoint, Protocol, Tuple};
 use crate::verdict::{Decision, DropReason};
 use crate::wire::tcp::flags;
 
@@ -68,10 +68,18 @@ impl<'a, 'b> Context<'a, 'b> {
 }
 
 /// The search for a packet's flow under way, a stage at a time over a whole burst, so that cache misses overlap.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Search {
     hash: Hash,
     candidate: Option<Hit>,
+}
+
+impl Search {
+    /// What is probably the flow's connection.
+    #[inline]
+    pub(crate) fn candidate(&self) -> Option<Hit> {
+        self.candidate
+    }
 }
 
 /// What a tick did.
@@ -85,7 +93,7 @@ pub struct Tick {
 
 /// One worker's connections of one IP version.
 #[derive(Debug)]
-pub struct Flows<A> {
+pub struct Flows<A: Address> {
     pub(crate) table: Table<A>,
     pub(crate) local_ports: LocalPorts<A>,
     pub(crate) hand: Hand,
@@ -382,13 +390,15 @@ impl<A: Ip> Flows<A> {
             server_id: server.id,
             last_seen: cx.ticks,
             timeout: service.timeouts.ticks(state),
-            routes: 0,
+            generation: 0,
             client_hop: Conn::<A>::NO_HOP,
+            server_hop: Conn::<A>::NO_HOP,
             client_mac: [0; 6],
             state: state as u8,
             mode: server.mode as u8,
             protocol: tuple.protocol.number(),
             flags: ConnFlags::default(),
+            deltas: Deltas::default(),
         })
     }
 
@@ -505,7 +515,7 @@ impl<A: Ip> Flows<A> {
         if let Some(worker) = conn.moved_to() {
             return Decision::Handoff(worker);
         }
-        if conn.mode() != Mode::Tun || conn.server.address != tunnelled.server {
+        if conn.mode() != Mode::Tun || { conn.server.address } != tunnelled.server {
             return Decision::Punt;
         }
         let decision = transmit::tunnel_error(cx, conn, tunnelled, meta, frame);

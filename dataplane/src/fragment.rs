@@ -21,7 +21,7 @@ const REMEMBER: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug)]
-struct Known<A> {
+struct Known<A: Address> {
     key: FragmentKey<A>,
     role: Role,
     tuple: Tuple<A>,
@@ -42,7 +42,7 @@ pub struct Held<A> {
 
 /// What one worker knows of fragmented packets.
 #[derive(Debug)]
-pub struct Fragments<A> {
+pub struct Fragments<A: Address> {
     known: Box<[[Option<Known<A>>; WAYS]]>,
     held: ArrayVec<Held<A>, HELD_MAX>,
 }

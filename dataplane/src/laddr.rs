@@ -53,7 +53,7 @@ pub enum Holder {
 
 /// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice<A> {
+pub struct Choice<A: Address> {
     /// A local endpoint, if one was found.
     pub endpoint: Option<Endpoint<A>>,
     /// Whether it is still that of a connection that must give way.
@@ -374,7 +374,7 @@ mod tests {
             1000,
             "a port came again before all others had"
         );
-        assert_eq!(given.iter().filter(|endpoint| endpoint.address == V4(0x0a00_00c8)).count(), 500);
+        assert_eq!(given.iter().filter(|endpoint| { endpoint.address } == V4(0x0a00_00c8)).count(), 500);
     }
 
     #[test]

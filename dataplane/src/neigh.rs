@@ -2,12 +2,47 @@
 
 use std::net::IpAddr;
 
+use crate::wire::ethernet::ethertype;
 use shunt_engine::PortId;
 use shunt_engine::port::MacAddr;
 
 /// The number of a next hop. Stable while the kernel's routes name it, so that a connection can keep it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HopId(pub u16);
+
+/// What the usual packet needs of a next hop, ready to be used. Kept beside [`NextHop`]s, of which it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Destination and source link address, and the 802.1Q tag if there is one.
+    pub header: [u8; 16],
+    /// How much of the header there is: 12 bytes, 16 with a tag.
+    pub header_len: u8,
+    /// Leaves by this port.
+    pub port: PortId,
+    /// Largest layer-3 packet in bytes; 0 while nothing can be sent.
+    pub mtu: u16,
+    /// The destination in the header is none: it is each client's own.
+    pub attached: bool,
+}
+
+impl Exit {
+    /// No way out.
+    pub const NONE: Self = Self { header: [0; 16], header_len: 12, port: PortId(0), mtu: 0, attached: false };
+}
+
+impl From<&NextHop> for Exit {
+    fn from(hop: &NextHop) -> Self {
+        let mut header = [0; 16];
+        header[..6].copy_from_slice(&hop.destination.unwrap_or_default().0);
+        header[6..12].copy_from_slice(&hop.source.0);
+        header[12..14].copy_from_slice(&ethertype::VLAN.to_be_bytes());
+        header[14..].copy_from_slice(&(hop.vid.unwrap_or(0) & 0x0fff).to_be_bytes());
+        let attached = hop.destination.is_none() && hop.attached;
+        let mtu = if hop.destination.is_some() || attached { hop.mtu } else { 0 };
+        let header_len = if hop.vid.is_some() { 16 } else { 12 };
+        Self { header, header_len, port: hop.port, mtu, attached }
+    }
+}
 
 /// Where frames for a gateway, a server or an attached network leave.
 #[derive(Clone, Debug, PartialEq, Eq)]

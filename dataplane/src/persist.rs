@@ -17,7 +17,7 @@ use crate::hash::{KeyedHash, reduce};
 use crate::server::ServerId;
 use crate::service::ServiceId;
 use crate::sync::{AtomicU64, Ordering, spin_loop};
-use crate::tuple::V6;
+use crate::tuple::{Address, V6};
 
 /// How a service remembers its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl Held {
         self.0[id.0 as usize] = template.0;
     }
 
-    pub(crate) fn template<A>(&self, id: ConnId, conn: &Conn<A>) -> Option<Template> {
+    pub(crate) fn template<A: Address>(&self, id: ConnId, conn: &Conn<A>) -> Option<Template> {
         conn.flags.has(ConnFlags::TEMPLATE).then(|| Template(self.0[id.0 as usize]))
     }
 }

@@ -12,12 +12,14 @@ use crate::classify::{Class, Ours, classify};
 use crate::conn::Ticks;
 use crate::counters::{self, Event, WorkerCounters};
 use crate::dump::{self, Dumps, Inquiry};
+use crate::fast;
 use crate::flow::{Context, Flows, Search};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::stages::Stages;
 use crate::tuple::{V4, V6};
-use crate::verdict::Decision;
+use crate::verdict::{Decision, DropReason};
+use crate::wire::ethernet::ethertype;
 
 /// What is fixed when a worker starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,16 @@ pub struct Pipeline {
     counters: WorkerCounters,
     publication: Publication,
     dumps: Dumps,
+    agenda: Agenda,
+}
+
+/// When a tick has something to do, so that most of them need not look.
+#[derive(Clone, Copy, Debug, Default)]
+struct Agenda {
+    /// At the earliest, while packets come.
+    due: Instant,
+    /// At the latest, if none comes; what a worker may sleep until.
+    deadline: Option<Instant>,
 }
 
 impl Pipeline {
@@ -72,6 +84,7 @@ impl Pipeline {
             counters: WorkerCounters::new(config.max_servers as usize),
             publication: Publication::default(),
             dumps: Dumps::default(),
+            agenda: Agenda::default(),
         })
     }
 
@@ -112,6 +125,7 @@ impl Program for Pipeline {
             self.publication.request(&self.counters);
             self.v4.flows.sweep.restart();
             self.v6.flows.sweep.restart();
+            self.agenda.due = Instant::ZERO;
         }
     }
 
@@ -123,60 +137,26 @@ impl Program for Pipeline {
         verdicts: &mut Verdicts,
         emit: &mut Emit<'_>,
     ) {
-        let Self { snapshot, v4, v6, shared, counters, publication, .. } = self;
+        let Self { snapshot, v4, v6, shared, counters, publication, agenda, .. } = self;
         let snapshot = snapshot.get();
         let mut cx = Context::new(now, origin, snapshot, counters, shared, emit);
-        frames.iter().for_each(Frame::prefetch);
-        // Each IP version has its own list: in one, IPv4's entries would be as big as IPv6's, and slower to write.
-        let mut kinds: ArrayVec<Kind, BURST> = ArrayVec::new();
-        let mut read_v4: ArrayVec<(Ours<V4>, Option<Search>), BURST> = ArrayVec::new();
-        let mut read_v6: ArrayVec<(Ours<V6>, Option<Search>), BURST> = ArrayVec::new();
-        for frame in frames.iter() {
-            kinds.push(match classify(frame.data(), snapshot) {
-                Class::V4(ours) => {
-                    let search = v4.seek(&ours);
-                    read_v4.push((ours, search));
-                    Kind::V4
-                }
-                Class::V6(ours) => {
-                    let search = v6.seek(&ours);
-                    read_v6.push((ours, search));
-                    Kind::V6
-                }
-                Class::NotOurs => Kind::Other(Decision::Punt),
-                Class::Drop(reason) => Kind::Other(Decision::Drop(reason)),
-            });
-        }
-        read_v4
-            .iter_mut()
-            .filter_map(|(_, search)| search.as_mut())
-            .for_each(|search| v4.flows.narrow(search));
-        read_v6
-            .iter_mut()
-            .filter_map(|(_, search)| search.as_mut())
-            .for_each(|search| v6.flows.narrow(search));
-        let (mut read_v4, mut read_v6) = (read_v4.iter(), read_v6.iter());
-        for (kind, frame) in kinds.iter().zip(frames.iter_mut()) {
-            let decision = match kind {
-                Kind::V4 => {
-                    let (ours, search) = read_v4.next().expect("an entry was made for every such frame");
-                    v4.decide(&mut cx, ours, *search, frame)
-                }
-                Kind::V6 => {
-                    let (ours, search) = read_v6.next().expect("an entry was made for every such frame");
-                    decide_v6(v6, &mut cx, ours, *search, frame)
-                }
-                Kind::Other(decision) => *decision,
-            };
-            cx.count(decision);
-            verdicts.push(decision.into());
+        let mut seen = [Seen::default(); BURST];
+        let mut read = Read::default();
+        look(v4, v6, snapshot, frames, &mut seen, &mut read);
+        narrow(v4, v6, &mut seen[..frames.len()], &mut read);
+        if !act(v4, v6, &mut cx, &seen, &read, frames, verdicts) {
+            agenda.due = Instant::ZERO;
         }
         publication.request(counters);
+        agenda.due = agenda.due.min(publication.next);
     }
 
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
-        let Self { snapshot, v4, v6, shared, counters, publication, dumps } = self;
-        shared.tick(now, snapshot.get());
+        let Self { snapshot, v4, v6, shared, counters, publication, dumps, agenda } = self;
+        if now < agenda.due && !dumps.is_asked() {
+            return agenda.deadline.into_iter().chain(publication.due()).min();
+        }
+        let loads = shared.tick(now, snapshot.get());
         counters.events(Event::DestinationsEvicted, shared.schedulers.take_evicted());
         let mut cx = Context::new(now, Origin::Port, snapshot.get(), counters, shared, emit);
         let next = [v4.tick(&mut cx), v6.tick(&mut cx)];
@@ -187,7 +167,9 @@ impl Program for Pipeline {
         let (tables, ticks) = ((v4.flows.table(), v6.flows.table()), Ticks::at(now));
         let dumping = dumps.work(|from, limit, found| dump::scan(tables, from, limit, ticks, found));
         let dump = dumping.then_some(now);
-        next.iter().map(|tick| tick.next).chain([publication, dump]).flatten().min()
+        agenda.deadline = next.iter().map(|tick| tick.next).chain([publication, dump]).flatten().min();
+        agenda.due = agenda.deadline.into_iter().chain(loads).min().unwrap_or(Instant::MAX);
+        agenda.deadline
     }
 
     fn close(&mut self, pool: &mut Mempool) {
@@ -196,15 +178,175 @@ impl Program for Pipeline {
     }
 }
 
-/// In which list a frame of a burst is, or what becomes of it.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    V4,
-    V6,
-    Other(Decision),
+/// What a first look at a frame tells.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    kind: Kind,
+    /// Of a usual packet: where its IP header begins.
+    l3: u8,
+    /// Of a usual packet: its flow.
+    search: Search,
 }
 
-/// IPv6 in a function of its own: inlined it would make the one around it so big that IPv4 gets slower.
+/// Which way a frame goes on.
+#[derive(Clone, Copy, Debug, Default)]
+enum Kind {
+    /// The short way.
+    UsualV4,
+    /// The short way.
+    UsualV6,
+    /// The next of [`Read::v4`].
+    V4,
+    /// The next of [`Read::v6`].
+    V6,
+    #[default]
+    NotOurs,
+    Broken(DropReason),
+}
+
+/// Packets that go the long way, in order. Each IP version has its own list: in one, IPv4's entries would be as big as
+/// IPv6's, and slower to write.
+#[derive(Debug, Default)]
+struct Read {
+    v4: ArrayVec<(Ours<V4>, Option<Search>), BURST>,
+    v6: ArrayVec<(Ours<V6>, Option<Search>), BURST>,
+}
+
+/// The first stage: what the frames are. Their buckets are fetched.
+#[inline(never)]
+fn look(
+    v4: &Stages<V4>,
+    v6: &Stages<V6>,
+    snapshot: &Snapshot,
+    frames: &Burst,
+    seen: &mut [Seen; BURST],
+    read: &mut Read,
+) {
+    frames.iter().for_each(Frame::prefetch);
+    for (frame, seen) in frames.iter().zip(seen) {
+        let data = frame.data();
+        let usual = match fast::link(data, snapshot.macs()) {
+            Some((ethertype::IPV4, l3)) => (Kind::UsualV4, l3, v4.flows.usual(data, l3)),
+            Some((ethertype::IPV6, l3)) => (Kind::UsualV6, l3, v6.flows.usual(data, l3)),
+            Some(_) | None => (Kind::NotOurs, 0, None),
+        };
+        *seen = match usual {
+            (kind, l3, Some(search)) => Seen { kind, l3: l3 as u8, search },
+            (_, _, None) => Seen { kind: look_closer(v4, v6, snapshot, data, read), ..Seen::default() },
+        };
+    }
+}
+
+/// A first look at an unusual packet.
+#[inline(never)]
+fn look_closer(v4: &Stages<V4>, v6: &Stages<V6>, snapshot: &Snapshot, frame: &[u8], read: &mut Read) -> Kind {
+    match classify(frame, snapshot) {
+        Class::V4(ours) => {
+            let search = v4.seek(&ours);
+            read.v4.push((ours, search));
+            Kind::V4
+        }
+        Class::V6(ours) => {
+            let search = v6.seek(&ours);
+            read.v6.push((ours, search));
+            Kind::V6
+        }
+        Class::NotOurs => Kind::NotOurs,
+        Class::Drop(reason) => Kind::Broken(reason),
+    }
+}
+
+/// The second stage: the buckets are there, and the records are fetched.
+#[inline(never)]
+fn narrow(v4: &Stages<V4>, v6: &Stages<V6>, seen: &mut [Seen], read: &mut Read) {
+    for seen in seen {
+        match seen.kind {
+            Kind::UsualV4 => v4.flows.narrow(&mut seen.search),
+            Kind::UsualV6 => v6.flows.narrow(&mut seen.search),
+            Kind::V4 | Kind::V6 | Kind::NotOurs | Kind::Broken(_) => {}
+        }
+    }
+    read.v4.iter_mut().filter_map(|(_, search)| search.as_mut()).for_each(|search| v4.flows.narrow(search));
+    read.v6.iter_mut().filter_map(|(_, search)| search.as_mut()).for_each(|search| v6.flows.narrow(search));
+}
+
+/// The third stage: the records are there, and packets are sent on. Returns whether all of them were usual.
+#[inline(never)]
+fn act(
+    v4: &mut Stages<V4>,
+    v6: &mut Stages<V6>,
+    cx: &mut Context<'_, '_>,
+    seen: &[Seen; BURST],
+    read: &Read,
+    frames: &mut Burst,
+    verdicts: &mut Verdicts,
+) -> bool {
+    let mut all_usual = true;
+    let (mut read_v4, mut read_v6) = (read.v4.iter(), read.v6.iter());
+    for (Seen { kind, l3, search }, frame) in seen.iter().zip(frames) {
+        let l3 = usize::from(*l3);
+        let sent = match kind {
+            Kind::UsualV4 => v4.flows.forward(cx, search, l3, frame),
+            Kind::UsualV6 => v6.flows.forward(cx, search, l3, frame),
+            Kind::V4 | Kind::V6 | Kind::NotOurs | Kind::Broken(_) => None,
+        };
+        if let Some(decision) = sent {
+            verdicts.push(decision.into());
+            continue;
+        }
+        all_usual = false;
+        let decision = match kind {
+            Kind::UsualV4 | Kind::UsualV6 => long_way(v4, v6, cx, frame),
+            Kind::V4 => {
+                let (ours, search) = read_v4.next().expect("an entry was made for every such frame");
+                decide_v4(v4, cx, ours, *search, frame)
+            }
+            Kind::V6 => {
+                let (ours, search) = read_v6.next().expect("an entry was made for every such frame");
+                decide_v6(v6, cx, ours, *search, frame)
+            }
+            Kind::NotOurs => Decision::Punt,
+            Kind::Broken(reason) => Decision::Drop(*reason),
+        };
+        cx.count(decision);
+        verdicts.push(decision.into());
+    }
+    all_usual
+}
+
+/// A packet that looked usual, and whose connection is not, or not there.
+#[inline(never)]
+fn long_way(
+    v4: &mut Stages<V4>,
+    v6: &mut Stages<V6>,
+    cx: &mut Context<'_, '_>,
+    frame: &mut Frame,
+) -> Decision {
+    match classify(frame.data(), cx.snapshot) {
+        Class::V4(ours) => {
+            let search = v4.seek(&ours);
+            decide_v4(v4, cx, &ours, search, frame)
+        }
+        Class::V6(ours) => {
+            let search = v6.seek(&ours);
+            decide_v6(v6, cx, &ours, search, frame)
+        }
+        Class::NotOurs => Decision::Punt,
+        Class::Drop(reason) => Decision::Drop(reason),
+    }
+}
+
+#[inline(never)]
+fn decide_v4(
+    v4: &mut Stages<V4>,
+    cx: &mut Context<'_, '_>,
+    ours: &Ours<V4>,
+    search: Option<Search>,
+    frame: &mut Frame,
+) -> Decision {
+    v4.decide(cx, ours, search, frame)
+}
+
 #[inline(never)]
 fn decide_v6(
     v6: &mut Stages<V6>,
@@ -249,6 +391,12 @@ impl Publication {
             self.pending -= 1;
             self.next = now + Self::INTERVAL;
         }
+        self.due()
+    }
+
+    /// When the next piece is due.
+    #[inline]
+    fn due(&self) -> Option<Instant> {
         (self.pending > 0).then_some(self.next)
     }
 }

@@ -95,7 +95,7 @@ impl Service {
 
 /// Finds the service of a destination. A listen entry for one address goes before those for prefixes, a longer prefix
 /// before a shorter one; then an exact port before ranges, and a narrow range before a wide one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceIndex {
     hosts: Listeners,
     /// Longest first. Empty unless a service listens on a prefix.
@@ -105,7 +105,7 @@ pub struct ServiceIndex {
 }
 
 /// Listen entries of prefixes of one length.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Level {
     ipv4: bool,
     len: u8,
@@ -113,7 +113,7 @@ struct Level {
 }
 
 /// Who listens on an address, be it a host's or the first one of a prefix.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Listeners {
     exact: HashMap<EndpointKey, ServiceId, KeyHasher>,
     ranges: HashMap<EndpointKey, Ranges, KeyHasher>,

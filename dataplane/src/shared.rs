@@ -108,9 +108,13 @@ impl Shared {
     }
 
     /// Now and then tells the schedulers what the other workers' connections weigh, for a bounded number of servers.
-    pub(crate) fn tick(&mut self, now: Instant, snapshot: &Snapshot) {
-        if self.peers.is_empty() || now < self.next_loads {
-            return;
+    /// Returns when it will again, if packets come.
+    pub(crate) fn tick(&mut self, now: Instant, snapshot: &Snapshot) -> Option<Instant> {
+        if self.peers.is_empty() {
+            return None;
+        }
+        if now < self.next_loads {
+            return Some(self.next_loads);
         }
         self.next_loads = now + Self::LOADS_INTERVAL;
         let slots = snapshot.server_slots();
@@ -122,6 +126,7 @@ impl Shared {
             let (active, inactive): (u64, u64) = (sum(ServerField::Active), sum(ServerField::Inactive));
             self.schedulers.set_others(server.id, Load { active: active as u32, inactive: inactive as u32 });
         }
+        Some(self.next_loads)
     }
 }
 

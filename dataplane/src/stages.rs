@@ -14,7 +14,7 @@ use crate::verdict::{Decision, DropReason};
 
 /// What the stages change for one IP version.
 #[derive(Debug)]
-pub(crate) struct Stages<A> {
+pub(crate) struct Stages<A: Ip> {
     pub(crate) flows: Flows<A>,
     pub(crate) fragments: Fragments<A>,
 }

@@ -13,6 +13,7 @@ use crate::ip::Ip;
 use crate::neigh::{HopId, NextHop};
 use crate::server::{Mode, Server};
 use crate::verdict::{Decision, DropReason};
+use crate::way;
 use crate::wire::ethernet::ethertype;
 
 /// What one worker originates: its share of what is rate-limited, and of identifications.
@@ -21,7 +22,7 @@ pub struct Originated {
     icmp: RateLimit,
     resets: RateLimit,
     /// Identification of the last outer IPv4 header.
-    ip_id: u16,
+    pub(crate) ip_id: u16,
     /// Identification of the last IPv6 packet that was cut: the worker's number, and a count.
     fragment_id: u32,
 }
@@ -411,14 +412,13 @@ fn send_back(
     cx.emit.send(port, out)
 }
 
-/// Keeps the way back to the client: its next hop while the routes stay, and the station its packets come from if that
-/// is on the client's own network. On another it is a router, whose link address means nothing on the client's.
+/// Keeps the station that the client's packets come from, if that is on the client's own network. On another it is a
+/// router, whose link address means nothing on the client's.
 #[inline]
 fn learn_client<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>, frame: &Frame) {
-    refresh_route(conn, cx);
-    if let Some(hop) = cx.snapshot.hop(HopId(conn.client_hop))
-        && hop.attached
-        && hop.port == frame.port()
+    way::settle(conn, cx);
+    let Some(hop) = cx.snapshot.hop(HopId(conn.client_hop)).filter(|hop| hop.attached) else { return };
+    if hop.port == frame.port()
         && let Some(&[.., s0, s1, s2, s3, s4, s5, t0, t1, v0, v1]) = frame.data().first_chunk::<16>()
         // A group address is no station's.
         && s0 & 1 == 0
@@ -429,15 +429,8 @@ fn learn_client<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>, frame: &Frame) 
             conn.client_mac = [s0, s1, s2, s3, s4, s5];
         }
     }
-}
-
-#[inline]
-fn refresh_route<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
-    let generation = cx.snapshot.routes_generation();
-    if conn.routes != generation || conn.client_hop == Conn::<A>::NO_HOP {
-        let hops = cx.snapshot.hops(conn.client.address.to_ip());
-        conn.client_hop = hops.map_or(Conn::<A>::NO_HOP, |hops| hops.of(|| cx.shared.path_of(conn)).0);
-        conn.routes = generation;
+    if conn.client_mac == [0; 6] {
+        way::unsettle(conn);
     }
 }
 
@@ -455,7 +448,7 @@ fn to_server<'a, A: Ip>(
 
 #[inline]
 fn to_client<'a, A: Ip>(cx: &Context<'a, '_>, conn: &mut Conn<A>) -> Result<Link<'a>, DropReason> {
-    refresh_route(conn, cx);
+    way::settle(conn, cx);
     let hop = cx.snapshot.hop(HopId(conn.client_hop)).ok_or(DropReason::NoRoute)?;
     let learnt = shunt_engine::port::MacAddr(conn.client_mac);
     let attached = (hop.attached && !learnt.is_zero()).then_some(learnt);

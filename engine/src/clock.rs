@@ -17,6 +17,8 @@ pub struct Duration(u64);
 impl Instant {
     /// The origin of the clock.
     pub const ZERO: Self = Self(0);
+    /// Later than any process lives.
+    pub const MAX: Self = Self(u64::MAX);
 
     /// The instant `nanos` nanoseconds after the origin.
     pub const fn from_nanos(nanos: u64) -> Self {

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::burst::Burst;
+use crate::burst::{BURST, Burst};
 use crate::clock::Instant;
 use crate::frame::Frame;
 use crate::mempool::Mempool;
@@ -114,6 +114,12 @@ impl Outbox {
     /// Sends every frame of a burst where its verdict says. A frame without verdict is dropped.
     pub(crate) fn dispatch(&mut self, burst: &mut Burst, verdicts: &[Verdict]) {
         debug_assert_eq!(burst.len(), verdicts.len(), "one verdict per frame");
+        if let Some(&Verdict::Forward(port)) = verdicts.first()
+            && burst.len() > BURST / 2
+            && verdicts.iter().all(|&verdict| verdict == Verdict::Forward(port))
+        {
+            self.forward_all(port, burst);
+        }
         let mut verdicts = verdicts.iter();
         for frame in burst.drain(..) {
             self.carry_out(*verdicts.next().unwrap_or(&Verdict::Drop), frame);
@@ -218,6 +224,18 @@ impl Outbox {
                 self.hand(worker, Errand::Transmit(port), frame);
             }
             None => self.misrouted(frame),
+        }
+    }
+
+    /// Sends a burst that all goes the same way at once, if nothing waits there; what the queue does not take stays.
+    /// Small ones are better collected: a device is told once per call.
+    #[inline]
+    fn forward_all(&mut self, port: PortId, burst: &mut Burst) {
+        if let Some(Way::Line(line)) = self.ports.get_mut(usize::from(port.0)).map(|outlet| &mut outlet.way)
+            && line.front.is_empty()
+            && line.backlog.is_empty()
+        {
+            line.sent += line.tx.tx_burst(&mut self.pool, burst);
         }
     }
 

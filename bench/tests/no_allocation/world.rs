@@ -120,7 +120,7 @@ pub(crate) fn config(worker: u16) -> Config {
 /// clients change, and the last server of each service comes, drains or goes.
 pub(crate) fn snapshot(generation: u32, now: Instant) -> Snapshot {
     let mut builder = Builder::new();
-    builder.port(PortInfo { name: "memory".into(), mac: US }).routes_generation(generation);
+    builder.port(PortInfo { name: "memory".into(), mac: US });
     builder.hop(HopId(0), hop(MacAddr([2, 0, 0, 0, 3, generation as u8])));
     for everywhere in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         builder.route(Prefix::new(everywhere, 0).unwrap(), HopId(0));

@@ -84,7 +84,7 @@ pub struct FragmentKey<A> {
 
 /// A TCP or UDP packet of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet<A> {
+pub struct Packet<A: Address> {
     /// By which of our tables it is ours.
     pub role: Role,
     /// Its addresses and ports (for a later fragment: those of its first).
@@ -93,7 +93,7 @@ pub struct Packet<A> {
     pub meta: Meta,
 }
 
-impl<A> Packet<A> {
+impl<A: Address> Packet<A> {
     /// Whether the packet can open a connection by itself: a first SYN, or any datagram (its first fragment).
     #[inline]
     pub fn opens(&self) -> bool {
@@ -119,7 +119,7 @@ pub enum Class {
 
 /// What a packet of ours is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ours<A> {
+pub enum Ours<A: Address> {
     /// TCP or UDP, with ports, by one of our tables.
     Flow(Packet<A>),
     /// A later fragment from or to one of our addresses.
@@ -156,7 +156,7 @@ pub fn classify(frame: &[u8], snapshot: &Snapshot) -> Class {
 }
 
 /// By what a packet is ours.
-enum By<A> {
+enum By<A: Address> {
     /// Ports, by one of our tables.
     Ports(Role, Tuple<A>),
     /// The address of a later fragment.

@@ -10,7 +10,7 @@ use zerocopy::FromZeros;
 use super::table::Direction;
 
 /// What a tuple hashes to under the table's secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hash(pub(super) u64);
 
 /// Slots per bucket: as many as fit 64 bytes.

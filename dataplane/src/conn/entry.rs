@@ -5,6 +5,8 @@ use zerocopy::FromZeros;
 
 use crate::server::{Mode, ServerId};
 use crate::tuple::{Address, Endpoint, Protocol, Tuple};
+use crate::wire::Family;
+use crate::wire::checksum::Delta;
 
 /// Coarse time for timeouts: 2²⁶ ns (67 ms) per tick, good for nine years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromZeros)]
@@ -76,7 +78,7 @@ impl ConnFlags {
 /// A connection. `client` → `vip` is what clients send; `server` → `peer` is what servers answer.
 #[derive(Clone, Copy, Debug, FromZeros)]
 #[repr(C)]
-pub struct Conn<A> {
+pub struct Conn<A: Address> {
     /// The client (CIP).
     pub client: Endpoint<A>,
     /// The virtual address (VIP) and port.
@@ -91,10 +93,12 @@ pub struct Conn<A> {
     pub last_seen: Ticks,
     /// Idle time after which the record goes, in ticks.
     pub timeout: Ticks,
-    /// The generation of the routes `client_hop` was looked up in.
-    pub routes: u32,
-    /// Next hop towards the client ([`crate::neigh::HopId`]), valid for the routes of `routes`.
+    /// The generation of the snapshot in which the way was worked out ([`crate::way`]).
+    pub generation: u32,
+    /// Next hop towards the client ([`crate::neigh::HopId`]), in that generation.
     pub client_hop: u16,
+    /// Next hop towards the server, in that generation.
+    pub server_hop: u16,
     /// Link address client packets came from: the destination when the client's network is attached.
     pub client_mac: [u8; 6],
     /// [`State`](super::State) as a number.
@@ -105,10 +109,34 @@ pub struct Conn<A> {
     pub protocol: u8,
     /// One-bit facts.
     pub flags: ConnFlags,
+    /// What a request's new addresses, and its new addresses and ports, change about checksums; a reply changes the
+    /// opposite. Of modes that rewrite, in the same generation.
+    pub deltas: Deltas,
+}
+
+/// What a connection's packets have changed about their checksums, folded ([`Delta`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
+#[repr(C)]
+pub struct Deltas {
+    /// By new addresses.
+    pub addresses: u16,
+    /// By new addresses and ports.
+    pub endpoints: u16,
+}
+
+impl Deltas {
+    /// Those of a request of `conn`, whose mode rewrites.
+    pub fn of<A: Family>(conn: &Conn<A>) -> Self {
+        let (client, vip, server, peer) = (conn.client, conn.vip, conn.server, conn.peer);
+        let addresses =
+            Delta::default().address(client.address, peer.address).address(vip.address, server.address);
+        let ports = Delta::default().word(client.port, peer.port).word(vip.port, server.port);
+        Self { addresses: addresses.fold(), endpoints: addresses.and(ports).fold() }
+    }
 }
 
 impl<A: Address> Conn<A> {
-    /// `client_hop` before the route was looked up.
+    /// No way there.
     pub const NO_HOP: u16 = u16::MAX;
 
     /// The forwarding mode.

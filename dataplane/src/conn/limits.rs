@@ -20,7 +20,7 @@ pub const IDLE: Ticks = Ticks::from_nanos(10_000_000_000);
 
 impl GivesWay {
     /// Why `conn` may give way at `now`; `None` when it may not.
-    pub fn of<A>(conn: &Conn<A>, now: Ticks) -> Option<Self> {
+    pub fn of<A: Address>(conn: &Conn<A>, now: Ticks) -> Option<Self> {
         // The record is how its packets find the worker they belong to.
         if conn.flags.has(ConnFlags::MOVED) {
             return None;

@@ -8,7 +8,7 @@ mod tcp_state;
 mod timeouts;
 mod wheel;
 
-pub use entry::{Conn, ConnFlags, Ticks};
+pub use entry::{Conn, ConnFlags, Deltas, Ticks};
 pub use limits::{GivesWay, Hand, IDLE};
 pub use table::{ConnId, Direction, Expired, Hash, Hit, InsertError, Table};
 pub use tcp_state::{State, View};

@@ -65,7 +65,7 @@ pub struct Expired {
 
 /// Connections of one address family.
 #[derive(Debug)]
-pub struct Table<A> {
+pub struct Table<A: Address> {
     records: Slab<Conn<A>>,
     index: Index,
     wheel: Wheel,
@@ -150,6 +150,13 @@ impl<A: Address> Table<A> {
             Some(hit) if self.is_it(tuple, hit) => Some(hit),
             _ => self.lookup(tuple, hash),
         }
+    }
+
+    /// The connection of a `candidate`, and as which of its tuples, if that is exactly `tuple`.
+    #[inline]
+    pub fn candidate_mut(&mut self, candidate: Hit, tuple: &Tuple<A>) -> Option<(&mut Conn<A>, Direction)> {
+        self.is_it(tuple, candidate)
+            .then(|| (&mut self.records[candidate.id.0 as usize], candidate.direction))
     }
 
     /// Whether the record of `hit` is, in its direction, that of `tuple`.
@@ -349,11 +356,11 @@ impl<A: Address> Table<A> {
 }
 
 /// When `conn` will have been idle for its timeout, if no packet comes.
-fn due<A>(conn: &Conn<A>) -> Ticks {
+fn due<A: Address>(conn: &Conn<A>) -> Ticks {
     Ticks(conn.last_seen.0.wrapping_add(conn.timeout.0))
 }
 
-fn is_live<A>(conn: &Conn<A>) -> bool {
+fn is_live<A: Address>(conn: &Conn<A>) -> bool {
     conn.protocol != FREE
 }
 

@@ -8,7 +8,7 @@ pub mod v6;
 use crate::classify::Meta;
 use crate::forward::{rewrite_addresses, set_addresses, set_ports};
 use crate::ip::Ip;
-use crate::tuple::{Endpoint, Protocol, Tuple};
+use crate::tuple::{Address, Endpoint, Protocol, Tuple};
 use crate::wire::checksum::Delta;
 use crate::wire::icmpv4::CHECKSUM;
 use crate::wire::{get_u16, put_u16, tcp, udp};
@@ -31,7 +31,7 @@ pub enum Error {
 
 /// The packet that an ICMP error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quoted<A> {
+pub struct Quoted<A: Address> {
     /// Addresses and ports as they are in the quoted headers.
     pub tuple: Tuple<A>,
     /// Offset of the quoted IP header in the frame.
@@ -45,7 +45,7 @@ const QUOTED_MIN: usize = 8;
 
 /// A packet of ours in a tunnel that an ICMP error is about: a router between us and the server sent it to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tunnelled<A> {
+pub struct Tunnelled<A: Address> {
     /// Where the tunnel ends.
     pub server: A,
     /// Addresses and ports of the packet inside.

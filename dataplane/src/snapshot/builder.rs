@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use shunt_engine::steer::Prefix;
 
 use super::{PortInfo, Snapshot};
 use crate::home::Calls;
-use crate::neigh::{HopId, NextHop};
+use crate::neigh::{Exit, HopId, NextHop};
 use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
@@ -16,25 +17,25 @@ use crate::service::{Service, ServiceId, ServiceIndex};
 
 /// Collects the parts of a snapshot.
 #[derive(Clone, Debug, Default)]
-pub struct Builder {
+pub struct Builder<'a> {
     snapshot: Snapshot,
     routes: Vec<(Prefix, Hops)>,
-    before: Vec<Option<Pools>>,
+    before: Option<&'a Snapshot>,
     calls_before: BTreeMap<String, Calls>,
     own: BTreeSet<IpAddr>,
 }
 
-impl Builder {
+impl<'a> Builder<'a> {
     /// An empty snapshot's parts.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The same, for the snapshot that follows `before`: schedulers' tables that would be the same are taken from there,
-    /// and connections are found where they were.
-    pub fn after(before: &Snapshot) -> Self {
+    /// connections are found where they were, and they keep their way if nothing that it depends on differs.
+    pub fn after(before: &'a Snapshot) -> Self {
         let calls = before.services().map(|service| (service.name.clone(), before.calls(service.id)));
-        Self { before: before.pools.clone(), calls_before: calls.collect(), ..Self::default() }
+        Self { before: Some(before), calls_before: calls.collect(), ..Self::default() }
     }
 
     /// Adds a port; ports are numbered in the order they are added.
@@ -65,19 +66,13 @@ impl Builder {
         self
     }
 
-    /// Names the state of the routes: must differ whenever they do.
-    pub fn routes_generation(&mut self, generation: u32) -> &mut Self {
-        self.snapshot.routes_generation = generation;
-        self
-    }
-
     /// Adds a service with its servers, in the configuration's order. Servers' next hops are looked up in the routes by [`Self::build`].
     pub fn service(&mut self, service: Service, servers: Vec<Server>) -> &mut Self {
         for local in &service.locals {
             self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
         }
         let slot = service.id.0 as usize;
-        let before = self.before.get(slot).and_then(Option::as_ref);
+        let before = self.before.and_then(|before| before.pools(service.id));
         put(&mut self.snapshot.pools, slot, Pools::new(&service, &servers, before));
         self.calls(&service, false);
         servers.into_iter().for_each(|server| self.server(&service, server));
@@ -117,6 +112,8 @@ impl Builder {
     pub fn build(self) -> Snapshot {
         let mut snapshot = self.snapshot;
         snapshot.routes = Routes::new(self.routes);
+        snapshot.exits =
+            snapshot.hops.iter().map(|hop| hop.as_ref().map_or(Exit::NONE, Exit::from)).collect();
         snapshot.index =
             ServiceIndex::new(snapshot.services.iter().flatten().map(|service| &**service), self.own);
         snapshot.drains = snapshot.servers().filter_map(|server| server.drain_at).collect();
@@ -124,8 +121,31 @@ impl Builder {
         for server in snapshot.servers.iter_mut().flatten() {
             server.hop = snapshot.routes.lookup(server.address).cloned();
         }
+        let same = self.before.filter(|before| same_ways(before, &snapshot));
+        snapshot.generation = same.map_or_else(next_generation, |before| before.generation);
         snapshot
     }
+}
+
+/// Whether what a connection's way depends on is the same in both: what is ours, which servers there are, and the routes.
+fn same_ways(before: &Snapshot, after: &Snapshot) -> bool {
+    let same = |(a, b): (&Option<Server>, &Option<Server>)| match (a, b) {
+        (Some(a), Some(b)) => (a.id, a.down, &a.hop) == (b.id, b.down, &b.hop),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    before.index == after.index
+        && before.locals == after.locals
+        && before.nat_servers == after.nat_servers
+        && before.routes == after.routes
+        && before.servers.len() == after.servers.len()
+        && before.servers.iter().zip(&after.servers).all(same)
+}
+
+/// A generation that no snapshot of this process had before, but for a wrap after 2³²; never that of an empty one.
+fn next_generation() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed).max(1)
 }
 
 fn put<T>(slots: &mut Vec<Option<T>>, slot: usize, value: T) {

@@ -14,7 +14,7 @@ pub use builder::Builder;
 pub use endpoints::Endpoints;
 
 use crate::home::Calls;
-use crate::neigh::{HopId, NextHop};
+use crate::neigh::{Exit, HopId, NextHop};
 use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
 use crate::server::{Server, ServerId};
@@ -31,8 +31,9 @@ pub struct Snapshot {
     locals: Endpoints,
     nat_servers: Endpoints,
     hops: Vec<Option<NextHop>>,
+    exits: Vec<Exit>,
     routes: Routes,
-    routes_generation: u32,
+    generation: u32,
     macs: Vec<MacAddr>,
     ports: Vec<PortInfo>,
     /// When servers have drained, in order.
@@ -130,6 +131,12 @@ impl Snapshot {
         self.hops.get(usize::from(id.0))?.as_ref()
     }
 
+    /// Next hop `id` as the usual packet needs it.
+    #[inline]
+    pub(crate) fn exit(&self, id: HopId) -> Option<&Exit> {
+        self.exits.get(usize::from(id.0))
+    }
+
     /// The next hops towards `address`, over which flows are spread.
     pub fn hops(&self, address: IpAddr) -> Option<&Hops> {
         self.routes.lookup(address)
@@ -140,10 +147,11 @@ impl Snapshot {
         self.hops(address).map(Hops::first)
     }
 
-    /// Changes when, and only when, the routes do.
+    /// Changes when, and only when, something does on which the way of a connection depends ([`crate::way`]): what is
+    /// ours, which servers there are, and the routes.
     #[inline]
-    pub fn routes_generation(&self) -> u32 {
-        self.routes_generation
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Station addresses that are ours.

@@ -26,6 +26,18 @@ impl Sum {
         Self(self.0 + u64::from(u16::from_be(fold(sum))))
     }
 
+    /// Whether an IPv4 header without options holds its right checksum.
+    #[inline(always)]
+    pub(crate) fn is_right(header: &[u8; 20]) -> bool {
+        let word = |at: usize| {
+            u64::from(u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]))
+        };
+        let sum = word(0) + word(4) + word(8) + word(12) + word(16);
+        // 35 bits at most.
+        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+        (sum & 0xffff) + (sum >> 16) == 0xffff
+    }
+
     /// Adds one 16-bit word.
     #[inline]
     #[must_use]
@@ -90,6 +102,20 @@ impl Delta {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
+    }
+
+    /// The edits in 16 bits, to be kept.
+    pub fn fold(self) -> u16 {
+        fold(self.0)
+    }
+
+    /// The edits that [`Self::fold`] gave, or (`undone`) those that take them back.
+    #[inline]
+    #[must_use]
+    pub fn folded(edits: u16, undone: bool) -> Self {
+        let edits = edits ^ if undone { 0xffff } else { 0 };
+        // 0xffff counts nothing, and keeps a sum from being zero: what RFC 1624 is about.
+        Self(u64::from(edits) + 0xffff)
     }
 
     /// The checksum after the edits, for IPv4, TCP and ICMP.

@@ -242,9 +242,6 @@ impl World {
             let (service, servers) = self.service(mode, protocol);
             builder.service(service, servers);
         }
-        let ways: u32 = self.ways.iter().map(|way| 2 << way).sum();
-        // Not even generations that have the low bits in common are the same.
-        builder.routes_generation((u32::from(self.clients_routed) + ways) << 16);
         builder.build()
     }
 

@@ -109,7 +109,7 @@ impl Rubbish {
             &Base::Fragment { mode, from_server, port, id, offset, more, len } => {
                 let (protocol, src, dst) = ends(lab, mode, from_server, port);
                 let body = data(protocol, src, dst).payload(payload(len)).build_ip()[20..].to_vec();
-                let (src, dst) = (format!("{:?}", src.address), format!("{:?}", dst.address));
+                let (src, dst) = (format!("{:?}", { src.address }), format!("{:?}", { dst.address }));
                 let packet = PacketBuilder::raw(&src, &dst, protocol.number()).payload(body);
                 let packet = packet.id(id).fragment_offset(offset);
                 if more { packet.more_fragments() } else { packet }
@@ -118,7 +118,7 @@ impl Rubbish {
                 let (protocol, src, dst) = ends(lab, mode, from_server, port);
                 let mut quoted = data(protocol, dst, src).payload(payload(60)).build_ip();
                 quoted.truncate(quote);
-                let (src, dst) = (format!("{:?}", src.address), format!("{:?}", dst.address));
+                let (src, dst) = (format!("{:?}", { src.address }), format!("{:?}", { dst.address }));
                 PacketBuilder::icmp(&src, &dst, kind, 0).payload(quoted)
             }
         };

@@ -212,7 +212,7 @@ impl Director {
 impl Setup {
     fn snapshot(self) -> Snapshot {
         let mut builder = Builder::new();
-        builder.port(PortInfo { name: "port".into(), mac: US }).routes_generation(1);
+        builder.port(PortInfo { name: "port".into(), mac: US });
         for (number, v6) in [(0, false), (1, true)] {
             let hop = NextHop {
                 port: PortId(0),

@@ -137,7 +137,7 @@ impl Setup {
 
     fn snapshot(&self) -> Snapshot {
         let mut builder = Builder::new();
-        builder.port(PortInfo { name: "port0".into(), mac: US }).routes_generation(1);
+        builder.port(PortInfo { name: "port0".into(), mac: US });
         let hop = |destination: Option<MacAddr>| NextHop {
             port: PortId(0),
             vid: None,

@@ -1,0 +1,240 @@
+//! The short way of the usual packet: whole, without options, of an established connection whose way is known.
+//!
+//! Nearly all packets are such. Nothing asks whose they are, for their connection knows; nothing is looked up that the
+//! record has; no step depends on the one before but through the cache. What is unusual in any respect goes the long way
+//! ([`crate::classify`], [`crate::stages`]), which would do the same to a usual packet, more slowly; a test compares them.
+
+use shunt_engine::Frame;
+use shunt_engine::port::MacAddr;
+
+use crate::conn::{Conn, ConnFlags, Direction, State};
+use crate::counters::Event;
+use crate::flow::{Context, Flows, Search};
+use crate::forward;
+use crate::ip::Ip;
+use crate::neigh::{Exit, HopId};
+use crate::server::Mode;
+use crate::tuple::{Endpoint, Protocol, Tuple, V4, V6};
+use crate::verdict::{Decision, DropReason};
+use crate::wire::checksum::{Delta, Sum};
+use crate::wire::ethernet::ethertype;
+use crate::wire::tcp::{self, flags};
+use crate::wire::{get_u16, put_u16, udp};
+
+/// Which IP version a frame's packet is by its link header, and where it begins. `None` for frames to other stations.
+#[inline(always)]
+pub(crate) fn link(frame: &[u8], macs: &[MacAddr]) -> Option<(u16, usize)> {
+    let head = frame.first_chunk::<18>()?;
+    let ours = |mac: &MacAddr| mac.0 == [head[0], head[1], head[2], head[3], head[4], head[5]];
+    if !macs.iter().any(ours) {
+        return None;
+    }
+    match get_u16(head, 12) {
+        ethertype::VLAN => Some((get_u16(head, 16), 18)),
+        ethertype => Some((ethertype, 14)),
+    }
+}
+
+/// How usual packets look in one IP version.
+pub trait Usual: Ip {
+    /// Where the header says which transport protocol follows.
+    const PROTOCOL: usize;
+    /// IP header and the first 20 bytes behind it, which are looked at as one.
+    const HEADERS: usize = Self::HEADER_LEN + 20;
+
+    /// Length of the packet that the IP header in `headers` begins.
+    fn len(headers: &[u8]) -> usize;
+
+    /// Whether the IP header is as usual: right, of a whole packet, without options, and with hops left.
+    fn is_usual(headers: &[u8]) -> bool;
+}
+
+impl Usual for V4 {
+    const PROTOCOL: usize = 9;
+
+    #[inline(always)]
+    fn len(headers: &[u8]) -> usize {
+        get_u16(headers, 2).into()
+    }
+
+    #[inline(always)]
+    fn is_usual(headers: &[u8]) -> bool {
+        let header: &[u8; 20] = headers.first_chunk().expect("headers are longer");
+        let is_whole = get_u16(header, 6) & 0x3fff == 0;
+        (header[0] == 0x45) & is_whole & (header[8] > 1) & Sum::is_right(header)
+    }
+}
+
+impl Usual for V6 {
+    const PROTOCOL: usize = 6;
+
+    #[inline(always)]
+    fn len(headers: &[u8]) -> usize {
+        Self::HEADER_LEN + usize::from(get_u16(headers, 4))
+    }
+
+    #[inline(always)]
+    fn is_usual(headers: &[u8]) -> bool {
+        (headers[0] >> 4 == 6) & (headers[7] > 1)
+    }
+}
+
+/// Whether a transport header of `len` bytes with its payload is as usual: right, and neither opening nor closing.
+#[inline(always)]
+fn transport_is_usual(protocol: u8, header: &[u8], len: usize) -> bool {
+    if protocol == Protocol::Tcp.number() {
+        let header_len = usize::from(header[12] >> 4) * 4;
+        let steady = header[13] & (flags::SYN | flags::FIN | flags::RST | flags::ACK) == flags::ACK;
+        (header_len >= 20) & (header_len <= len) & steady
+    } else {
+        let udp_len = usize::from(get_u16(header, 4));
+        (protocol == Protocol::Udp.number()) & (udp_len >= 8) & (udp_len <= len)
+    }
+}
+
+#[inline(always)]
+fn tuple<A: Usual>(headers: &[u8]) -> Tuple<A> {
+    let end = |address: usize, port: usize| {
+        Endpoint::new(A::get(headers, address), get_u16(headers, A::HEADER_LEN + port))
+    };
+    let protocol = if headers[A::PROTOCOL] == 6 { Protocol::Tcp } else { Protocol::Udp };
+    Tuple { src: end(A::SOURCE, 0), dst: end(A::SOURCE + A::LEN, 2), protocol }
+}
+
+impl<A: Usual> Flows<A> {
+    /// Begins the search for the connection of the packet at `l3`, if it is a usual one.
+    #[inline(always)]
+    pub(crate) fn usual(&self, frame: &[u8], l3: usize) -> Option<Search> {
+        let headers = frame.get(l3..)?.get(..A::HEADERS)?;
+        let len = A::len(headers);
+        let room = len.wrapping_sub(A::HEADER_LEN);
+        let usual = A::is_usual(headers) & (len >= A::HEADER_LEN) & (l3 + len <= frame.len());
+        let transport = transport_is_usual(headers[A::PROTOCOL], &headers[A::HEADER_LEN..], room);
+        (usual & transport).then(|| self.seek(&tuple(headers)))
+    }
+
+    /// Sends the usual packet at `l3` on, and counts it. `None` if it has to go the long way; nothing has changed then.
+    #[inline(always)]
+    pub(crate) fn forward(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        search: &Search,
+        l3: usize,
+        frame: &mut Frame,
+    ) -> Option<Decision> {
+        let headers = frame.data().get(l3..)?.get(..A::HEADERS)?;
+        let len = A::len(headers);
+        let (conn, direction) = self.table.candidate_mut(search.candidate()?, &tuple(headers))?;
+        let exit = exit(conn, direction, cx)?;
+        let (mode, protocol) = (conn.mode(), conn.protocol);
+        let overhead = if mode == Mode::Tun { A::TUNNEL_OVERHEAD } else { 0 };
+        if len + usize::from(overhead) > usize::from(exit.mtu) || !knows_client(conn, direction, frame, cx) {
+            return None;
+        }
+        conn.last_seen = cx.ticks;
+        cx.counters.server_packet(conn.server_id, direction == Direction::Request, len as u64);
+        let headers = &mut frame.data_mut()[l3..l3 + A::HEADERS];
+        if mode.sees_replies() {
+            rewrite(headers, protocol, conn, direction);
+        } else {
+            lose_hop::<A>(headers, Delta::default());
+        }
+        if mode == Mode::Tun || l3 != usize::from(exit.header_len) + 2 {
+            let decision = change_length(cx, conn, direction, l3, frame).unwrap_or_else(Decision::Drop);
+            cx.count(decision);
+            return Some(decision);
+        }
+        cx.counters.event(Event::Forwarded);
+        let data = frame.data_mut();
+        if exit.header_len == 12 {
+            data[..12].copy_from_slice(&exit.header[..12]);
+        } else {
+            data[..16].copy_from_slice(&exit.header);
+        }
+        if exit.attached {
+            data[..6].copy_from_slice(&conn.client_mac);
+        }
+        Some(Decision::Forward(exit.port))
+    }
+}
+
+/// The way out of a packet of `conn`, if the connection goes on as it has.
+#[inline(always)]
+fn exit<'a, A: Ip>(conn: &Conn<A>, direction: Direction, cx: &Context<'a, '_>) -> Option<&'a Exit> {
+    const UNUSUAL: u8 = ConnFlags::MOVED | ConnFlags::PARKED | ConnFlags::DRAINED;
+    let goes_on = conn.flags.0 & (UNUSUAL | ConnFlags::AGAIN) == ConnFlags::AGAIN;
+    let is_steady = (conn.state == State::Established as u8) | (conn.state == State::Udp as u8);
+    let is_known = conn.generation == cx.snapshot.generation();
+    if goes_on & is_steady & is_known { cx.snapshot.exit(way_out(conn, direction)) } else { None }
+}
+
+#[inline(always)]
+const fn way_out<A: Ip>(conn: &Conn<A>, direction: Direction) -> HopId {
+    match direction {
+        Direction::Request => HopId(conn.server_hop),
+        Direction::Reply => HopId(conn.client_hop),
+    }
+}
+
+/// Whether a packet tells nothing new about where its client is: a reply, or a request from the station on record or from
+/// a router, which is not kept.
+#[inline(always)]
+fn knows_client<A: Ip>(conn: &Conn<A>, direction: Direction, frame: &Frame, cx: &Context<'_, '_>) -> bool {
+    direction == Direction::Reply
+        || conn.client_mac == [0; 6]
+        || frame.data().get(6..12) == Some(&conn.client_mac)
+        || cx.snapshot.exit(HopId(conn.client_hop)).is_none_or(|exit| !exit.attached)
+}
+
+/// Gives a packet the addresses and ports that its connection has on the other side.
+#[inline(always)]
+fn rewrite<A: Usual>(headers: &mut [u8], protocol: u8, conn: &Conn<A>, direction: Direction) {
+    let (src, dst, undone) = match direction {
+        Direction::Request => (&conn.peer, &conn.server, false),
+        Direction::Reply => (&conn.vip, &conn.client, true),
+    };
+    { src.address }.put(headers, A::SOURCE);
+    { dst.address }.put(headers, A::SOURCE + A::LEN);
+    put_u16(headers, A::HEADER_LEN, src.port);
+    put_u16(headers, A::HEADER_LEN + 2, dst.port);
+    let delta = Delta::folded(conn.deltas.endpoints, undone);
+    if protocol == Protocol::Tcp.number() {
+        let at = A::HEADER_LEN + tcp::CHECKSUM;
+        put_u16(headers, at, delta.apply(get_u16(headers, at)));
+    } else {
+        let at = A::HEADER_LEN + udp::CHECKSUM;
+        put_u16(headers, at, delta.apply_udp(get_u16(headers, at)));
+    }
+    lose_hop::<A>(headers, Delta::folded(conn.deltas.addresses, undone));
+}
+
+/// Takes one from the TTL, and brings the header's checksum up to date with it and with `delta`.
+#[inline(always)]
+fn lose_hop<A: Usual>(headers: &mut [u8], delta: Delta) {
+    headers[A::TTL] -= 1;
+    if let Some(at) = A::CHECKSUM {
+        put_u16(headers, at, delta.word(0x0100, 0).apply(get_u16(headers, at)));
+    }
+}
+
+/// Puts the packet into a tunnel if its connection has one, and behind a link header of another length.
+#[inline(never)]
+fn change_length<A: Usual>(
+    cx: &mut Context<'_, '_>,
+    conn: &Conn<A>,
+    direction: Direction,
+    mut l2_len: usize,
+    frame: &mut Frame,
+) -> Result<Decision, DropReason> {
+    let hop = cx.snapshot.hop(way_out(conn, direction)).ok_or(DropReason::NoRoute)?;
+    if conn.mode() == Mode::Tun {
+        let own = hop.address.and_then(A::from_ip).unwrap_or(conn.vip.address);
+        cx.shared.originated.ip_id = cx.shared.originated.ip_id.wrapping_add(1);
+        A::encapsulate(frame, l2_len, own, conn.server.address, cx.shared.originated.ip_id)
+            .map_err(|_| DropReason::NoHeadroom)?;
+        l2_len = 0;
+    }
+    let destination = hop.destination.unwrap_or(MacAddr(conn.client_mac));
+    forward::set_link(frame, l2_len, hop.source, destination, hop.vid).map_err(|_| DropReason::NoHeadroom)?;
+    Ok(Decision::Forward(hop.port))
+}
