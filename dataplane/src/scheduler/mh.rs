@@ -67,8 +67,10 @@ struct Walker {
     place: u16,
     slot: u32,
     skip: u32,
-    /// Slots it should have in the end, for turns that are not all alike.
-    quota: u64,
+    /// Slots it gets within all rounds.
+    quota: i64,
+    /// What it has not got yet, in parts of a slot: as many parts as there are rounds.
+    owed: i64,
 }
 
 /// Our own table: as many slots for each server as its weight says. The servers' order does not matter.
@@ -85,23 +87,21 @@ pub(super) fn slots(
         place: place as u16,
         slot: reduce(keyed(hash, endpoints[place], ORDER), slots),
         skip: reduce(keyed(hash, endpoints[place], ORDER + 1), slots - 1) + 1,
-        quota: (u64::from(candidates[place].weight) * u64::from(slots)).div_ceil(total.max(1)),
+        quota: (u64::from(candidates[place].weight) * u64::from(slots)).div_ceil(total.max(1)) as i64,
+        owed: 0,
     };
     let walkers: Vec<_> = order.into_iter().map(walker).collect();
     // As many rounds as the heaviest server has slots, one slot each; fewer when that would take long.
     let most = walkers.iter().map(|walker| walker.quota).max()?;
-    let rounds = most.min((TURNS_MAX / walkers.len() as u64).max(1));
-    fill(walkers, slots, |walker, round| {
-        let until = |round: u64| (walker.quota * round).div_ceil(rounds);
-        until(round + 1) - until(round)
-    })
+    let rounds = most.min((TURNS_MAX / walkers.len() as i64).max(1));
+    fill(walkers, slots, rounds)
 }
 
 /// Numbers of attempts that no client makes: they seed the servers' orders.
 const ORDER: u32 = 1 << 20;
 
 /// Turns over all rounds and servers: bounds how long a table takes.
-const TURNS_MAX: u64 = 1 << 17;
+const TURNS_MAX: i64 = 1 << 17;
 
 /// The kernel's table. Weights are divided by what they have in common, and then so far that six bits are left of the
 /// heaviest (in the table of [`KERNEL_SLOTS`]); what remains are the slots a server takes per turn.
@@ -120,9 +120,10 @@ pub(super) fn kernel_slots(
         place,
         slot: kernel_hash(endpoint, 0, KEY_SLOT) % slots,
         skip: kernel_hash(endpoint, 0, KEY_SKIP) % (slots - 1) + 1,
-        quota: u64::from((candidate.weight / common) >> shift).max(1),
+        quota: i64::from((candidate.weight / common) >> shift).max(1),
+        owed: 0,
     });
-    fill(walkers.collect(), slots, |walker, _| walker.quota)
+    fill(walkers.collect(), slots, 1)
 }
 
 /// IP_VS_MH_TAB_BITS: half of CONFIG_IP_VS_MH_TAB_INDEX, which is the logarithm of the number of slots.
@@ -135,34 +136,96 @@ const fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Lets the walkers take turns until the table is full. `None` without any.
-fn fill(mut walkers: Vec<Walker>, slots: u32, turn: impl Fn(&Walker, u64) -> u64) -> Option<Box<[u16]>> {
+/// Lets the walkers take turns until the table is full, each its quota within `rounds`. `None` without any.
+fn fill(mut walkers: Vec<Walker>, slots: u32, rounds: i64) -> Option<Box<[u16]>> {
     if walkers.is_empty() {
         return None;
     }
     let mut table = vec![0u16; slots as usize].into_boxed_slice();
-    // A bit per slot stays in the nearest cache while most looks are at slots that are taken.
-    let mut taken = vec![0u64; slots.div_ceil(64) as usize];
-    let mut free = slots;
-    for round in 0.. {
+    let mut free = Free::new(slots);
+    loop {
         for walker in &mut walkers {
-            for _ in 0..turn(walker, round) {
-                let mut slot = walker.slot;
-                while taken[slot as usize / 64] >> (slot % 64) & 1 == 1 {
-                    slot += walker.skip;
-                    slot = if slot >= slots { slot - slots } else { slot };
-                }
-                walker.slot = slot;
-                taken[slot as usize / 64] |= 1 << (slot % 64);
-                table[slot as usize] = walker.place;
-                free -= 1;
-                if free == 0 {
+            walker.owed += walker.quota;
+            while walker.owed > 0 {
+                walker.owed -= rounds;
+                walker.slot = free.take(walker.slot, walker.skip);
+                table[walker.slot as usize] = walker.place;
+                if free.left == 0 {
                     return Some(table);
                 }
             }
         }
     }
-    unreachable!("every round takes a slot")
+}
+
+/// The slots that nobody has taken yet.
+struct Free {
+    slots: u32,
+    left: u32,
+    /// A bit per slot: it stays in the nearest cache while most looks are at slots that are taken.
+    taken: Vec<u64>,
+    /// The last [`FEW`] of them.
+    last: Vec<u32>,
+}
+
+/// How many free slots are faster to try one by one than to come upon: half of all looks are for so few.
+const FEW: u32 = 192;
+
+impl Free {
+    fn new(slots: u32) -> Self {
+        Self { slots, left: slots, taken: vec![0; slots.div_ceil(64) as usize], last: Vec::new() }
+    }
+
+    /// Takes the first one from `slot` on in steps of `skip`. There must be one.
+    #[inline]
+    fn take(&mut self, slot: u32, skip: u32) -> u32 {
+        let found = if self.left > FEW { self.walk(slot, skip) } else { self.work_out(slot, skip) };
+        self.taken[found as usize / 64] |= 1 << (found % 64);
+        self.left -= 1;
+        found
+    }
+
+    #[inline]
+    fn walk(&self, mut slot: u32, skip: u32) -> u32 {
+        let back = self.slots - skip;
+        while self.is_taken(slot) {
+            // The smaller is the one inside the table. A branch here would be guessed wrong too often.
+            slot = (slot + skip).min(slot.wrapping_sub(back));
+        }
+        slot
+    }
+
+    /// Finds the one that the fewest steps lead to: as many as its distance divided by `skip`, modulo the slots.
+    fn work_out(&mut self, slot: u32, skip: u32) -> u32 {
+        if self.last.is_empty() {
+            let words = (0..self.slots).step_by(64).zip(&self.taken).filter(|&(_, &taken)| taken != u64::MAX);
+            let slots = words.flat_map(|(first, _)| first..(first + 64).min(self.slots));
+            self.last = slots.filter(|&slot| !self.is_taken(slot)).collect();
+        }
+        let (slots, inverse) = (u64::from(self.slots), inverse(skip, self.slots));
+        let steps = |to: u32| u64::from(to + self.slots - slot) * inverse % slots;
+        let nearest = (0..self.last.len()).min_by_key(|&place| steps(self.last[place]));
+        self.last.swap_remove(nearest.expect("one is free"))
+    }
+
+    #[inline]
+    fn is_taken(&self, slot: u32) -> bool {
+        self.taken[slot as usize / 64] & 1 << (slot % 64) != 0
+    }
+}
+
+/// The number whose product with `n` is 1 modulo `prime` (Fermat: n to the power of prime - 2).
+fn inverse(n: u32, prime: u32) -> u64 {
+    let modulo = u64::from(prime);
+    let (mut product, mut power, mut exponent) = (1, u64::from(n), prime - 2);
+    while exponent > 0 {
+        if exponent % 2 == 1 {
+            product = product * power % modulo;
+        }
+        power = power * power % modulo;
+        exponent /= 2;
+    }
+    product
 }
 
 #[cfg(test)]
@@ -218,6 +281,47 @@ mod tests {
             let moved = moved(&before, &pool_of(MH, &after), 100);
             // One per cent has to move, two more may.
             assert!((0.009..=0.03).contains(&moved), "{moved}");
+        }
+    }
+
+    #[test]
+    fn every_turn_takes_the_first_free_slot_of_the_servers_order() {
+        for (slots, weights, rounds) in [
+            (251, vec![3, 1, 2], 1),
+            (4093, vec![100; 41], 100),
+            (65_537, (1..=90).collect(), 7),
+            (131_071, vec![1; 3000], 1),
+        ] {
+            let walkers = || {
+                (0..).zip(&weights).map(|(place, &quota)| Walker {
+                    place,
+                    slot: (u32::from(place) * 7919 + 5) % slots,
+                    skip: u32::from(place) * 104_729 % (slots - 1) + 1,
+                    quota,
+                    owed: 0,
+                })
+            };
+            let (mut wanted, mut free) = (vec![None; slots as usize], slots);
+            let mut steps = vec![0; weights.len()];
+            for round in 0.. {
+                for (walker, step) in walkers().zip(&mut steps) {
+                    let until = |round: i64| (walker.quota * round + rounds - 1) / rounds;
+                    for _ in 0..(until(round + 1) - until(round)).min(free.into()) {
+                        let slot = |step| {
+                            (u64::from(walker.slot) + step * u64::from(walker.skip)) % u64::from(slots)
+                        };
+                        *step += (0..).position(|more| wanted[slot(*step + more) as usize].is_none()).unwrap()
+                            as u64;
+                        wanted[slot(*step) as usize] = Some(walker.place);
+                        free -= 1;
+                    }
+                }
+                if free == 0 {
+                    break;
+                }
+            }
+            let table = fill(walkers().collect(), slots, rounds).unwrap();
+            assert!(table.iter().copied().map(Some).eq(wanted), "{slots}");
         }
     }
 
