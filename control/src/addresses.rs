@@ -221,6 +221,28 @@ pub async fn add(
     }
 }
 
+/// Puts those of our addresses back that are gone from links that are up, and returns them: the kernel takes an IPv6
+/// address away when its link goes down, and people remove what they do not know.
+pub async fn put_back(kernel: &Kernel, netlink: &Netlink, ledger: &Ledger) -> Vec<(u32, IpAddr)> {
+    let mut back = Vec::new();
+    for (name, address) in &ledger.ours().addresses {
+        let Some(link) = kernel.link_named(name).filter(|link| link.up) else { continue };
+        if kernel.has_address(*address) {
+            continue;
+        }
+        match netlink.add_address(link.index, *address).await {
+            Ok(()) => {
+                tracing::warn!("address {address} was gone from {name} and is back");
+                back.push((link.index, *address));
+            }
+            // The kernel has it, and has not been read again yet.
+            Err(error) if error.errno() == Some(EEXIST) => {}
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+    back
+}
+
 /// Removes those of our addresses that `keep` does not name.
 ///
 /// # Errors

@@ -139,6 +139,11 @@ impl Kernel {
         self.links.iter().find(|link| link.index == index)
     }
 
+    /// Whether the link with this number is there and up.
+    pub fn has_link_up(&self, index: u32) -> bool {
+        self.link(index).is_some_and(|link| link.up)
+    }
+
     /// The route the kernel takes to `address`.
     pub fn route_to(&self, address: IpAddr) -> Option<&Route> {
         let mut best: Option<&Route> = None;

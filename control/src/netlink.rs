@@ -5,6 +5,7 @@
 
 mod decode;
 mod events;
+mod ruleset;
 
 use std::net::IpAddr;
 
@@ -22,6 +23,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 
 pub use events::{Events, Tables};
+pub use ruleset::Ruleset;
 
 use crate::kernel::Kernel;
 

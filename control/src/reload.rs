@@ -168,7 +168,11 @@ impl Daemon {
         }
         self.notice_ports(&kernel);
         let same_ways = kernel.leads_like(&self.kernel);
+        let came_up = kernel.links.iter().any(|link| link.up && !self.kernel.has_link_up(link.index));
         self.kernel = kernel;
+        if came_up {
+            self.put_addresses_back().await;
+        }
         self.tend_neighbours().await;
         if same_ways {
             return;
@@ -188,6 +192,19 @@ impl Daemon {
             Err(error) => {
                 tracing::error!("the kernel's network is too large, workers keep the old view: {error}")
             }
+        }
+    }
+
+    /// Puts addresses back that somebody, or the kernel itself, has taken away.
+    pub(crate) async fn put_addresses_back(&self) {
+        announce(&addresses::put_back(&self.kernel, &self.netlink, &self.ledger).await, &self.kernel);
+    }
+
+    /// Sets the guard again, which somebody else has removed or emptied.
+    pub(crate) async fn guard_again(&self) {
+        match guard::set(&self.rules).await {
+            Ok(()) => tracing::warn!("the guard table was changed by somebody else and is set again"),
+            Err(error) => tracing::error!("the guard table was changed by somebody else: {error}"),
         }
     }
 

@@ -39,7 +39,7 @@ use crate::drain;
 use crate::guard::{self, GuardError};
 use crate::kernel::Kernel;
 use crate::neighbours;
-use crate::netlink::{Events, Netlink, NetlinkError, Tables};
+use crate::netlink::{Events, Netlink, NetlinkError, Ruleset, Tables};
 use crate::offloads;
 use crate::rss::{self, RssMatch};
 use crate::shortage::Shortages;
@@ -145,6 +145,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     let (listener, _claim) = claim(&loaded.config.api.socket).await?;
     // Events are heard before the first reading, so that no change falls between.
     let changes = watch(Events::open()?);
+    let losses = watch_guard(Ruleset::open()?);
     let socket = loaded.config.api.socket.clone();
     let mut daemon = match Daemon::open(file, loaded.config).await {
         Ok(daemon) => daemon,
@@ -159,7 +160,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
             let (asks, asked) = mpsc::channel(server::ASKS_MAX);
             tokio::spawn(server::serve(listener, asks));
             tracing::info!(file = %file.display(), "running");
-            daemon.live(&mut signals, changes, asked).await
+            daemon.live(&mut signals, changes, losses, asked).await
         }
         Err(error) => Err(error),
     };
@@ -198,6 +199,20 @@ fn watch(mut events: Events) -> mpsc::Receiver<Tables> {
     let (tell, changes) = mpsc::channel(1);
     tokio::spawn(async move { while tell.send(events.changed().await).await.is_ok() {} });
     changes
+}
+
+/// Tells when the guard has lost something. As with [`watch`], one waits at most.
+fn watch_guard(mut ruleset: Ruleset) -> mpsc::Receiver<()> {
+    let (tell, losses) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            ruleset.loss().await;
+            if tell.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+    losses
 }
 
 impl Daemon {
@@ -284,6 +299,7 @@ impl Daemon {
         &mut self,
         signals: &mut Signals,
         mut changes: mpsc::Receiver<Tables>,
+        mut losses: mpsc::Receiver<()>,
         mut asked: mpsc::Receiver<Ask>,
     ) -> Result<(), RunError> {
         let mut probe = tokio::time::interval(neighbours::PROBE_INTERVAL);
@@ -291,6 +307,7 @@ impl Daemon {
         loop {
             tokio::select! {
                 Some(tables) = changes.recv() => self.kernel_changed(tables).await,
+                Some(()) = losses.recv() => self.guard_again().await,
                 Some(ask) = asked.recv() => self.answer(ask).await,
                 _ = signals.hangup.recv() => drop(self.reload_and_log().await),
                 _ = signals.terminate.recv() => return Ok(()),
@@ -328,6 +345,7 @@ impl Daemon {
         }
         self.publisher.reclaim();
         self.let_go().await;
+        self.put_addresses_back().await;
         self.shortages.tell(&self.counters, Clock::System.now());
         let stations = self.tend_neighbours().await;
         neighbours::probe(&stations, &self.kernel, &self.netlink).await;

@@ -483,6 +483,85 @@ fn a_signal_during_the_start_ends_it_and_nothing_is_left() {
     }
 }
 
+#[test]
+fn a_guard_that_somebody_flushes_is_set_again_and_the_daemons_own_changes_are_no_loss() {
+    let mut lab = Lab::new("flush");
+    lab.start();
+    let again = |lab: &Lab| {
+        lab.log().matches("the guard table was changed by somebody else and is set again").count()
+    };
+    let whole = lab.shows("nft", &["-s", "list", "table", "inet", "shunt"]);
+    lab.shows("nft", &["add", "table", "inet", "theirs"]);
+    assert!(lab.shunt(&["reload"]).status.success());
+    lab.configure(
+        "[[service.server]]\naddress = \"10.0.0.12:8080\"\n[[service]]\nname = \"dns\"\nprotocol = \"udp\"\n\
+        mode = \"nat\"\nlisten = [\"203.0.113.10:53\"]\n",
+    );
+    assert!(lab.shunt(&["reload"]).status.success());
+    lab.configure("");
+    assert!(lab.shunt(&["reload"]).status.success());
+    let taken = [
+        "flush ruleset",
+        "flush table inet shunt",
+        "delete table inet shunt",
+        "flush chain inet shunt prerouting",
+    ];
+    for (times, words) in taken.iter().enumerate() {
+        assert_eq!(again(&lab), times, "{}", lab.log());
+        lab.shows("nft", &words.split(' ').collect::<Vec<_>>());
+        let flushed = Instant::now();
+        while again(&lab) == times {
+            assert!(flushed.elapsed() < Duration::from_secs(5), "{words}: {}", lab.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(lab.shows("nft", &["-s", "list", "table", "inet", "shunt"]), whole, "{words}");
+    }
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    assert_eq!(again(&lab), taken.len());
+    lab.is_clean();
+}
+
+#[test]
+fn addresses_that_a_link_or_a_hand_takes_away_come_back() {
+    let mut lab = Lab::new("back");
+    lab.shows("sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=0"]);
+    lab.configure(
+        "[[service]]\nname = \"web6\"\nprotocol = \"tcp\"\nlisten = [\"[2001:db8:cb::10]:80\"]\nlocal = [\"fd00::200\"]\n\
+         [[service.server]]\naddress = \"[fd00::11]:80\"\n",
+    );
+    lab.start();
+    let ours = ["203.0.113.10/32", "10.0.0.200/32", "2001:db8:cb::10/128", "fd00::200/128"];
+    let missing = |lab: &Lab| {
+        let shown = lab.shows("ip", &["-o", "addr", "show", "dev", "d0"]);
+        ours.iter().filter(|address| !shown.contains(&format!(" {address} "))).count()
+    };
+    let come_back = |lab: &Lab| {
+        let asked = Instant::now();
+        while missing(lab) > 0 {
+            assert!(asked.elapsed() < Duration::from_secs(10), "{}", lab.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    assert_eq!(missing(&lab), 0);
+    lab.director.ip("link set d0 down");
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(missing(&lab), 2, "the kernel keeps IPv4 addresses only");
+    lab.director.ip("link set d0 up");
+    lab.logs("address fd00::200 was gone from d0 and is back");
+    come_back(&lab);
+    // One command, or the first would be back before the second.
+    let delete = "ip addr del 203.0.113.10/32 dev d0; ip addr del 2001:db8:cb::10/128 dev d0";
+    lab.shows("sh", &["-c", delete]);
+    lab.logs("address 203.0.113.10 was gone from d0 and is back");
+    come_back(&lab);
+    lab.configure("");
+    assert!(lab.shunt(&["reload"]).status.success());
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(missing(&lab), 2, "what is left out stays away");
+    assert_eq!(lab.end(rustix::process::Signal::TERM), Some(0));
+    lab.is_clean();
+}
+
 /// What the shell says of a command: its exit code, and what it wrote to stderr.
 fn in_shell(lab: &Lab, words: &str) -> (i32, String) {
     let mut shell = lab.command("bash");

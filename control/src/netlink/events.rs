@@ -96,7 +96,7 @@ impl Events {
 
     fn note(&self, received: std::io::Result<usize>, tables: &mut Tables) {
         match received {
-            Ok(_) => kinds(&self.buffer).for_each(|kind| tables.note(kind)),
+            Ok(_) => messages(&self.buffer).for_each(|(kind, _)| tables.note(kind)),
             // ENOBUFS: events were lost.
             Err(_) => *tables = Tables::ALL,
         }
@@ -104,24 +104,29 @@ impl Events {
 }
 
 /// Longest datagram of events that is read whole; the kernel's are a page or less.
-const DATAGRAM_MAX: usize = 64 << 10;
+pub(super) const DATAGRAM_MAX: usize = 64 << 10;
 
 /// Room for events in the socket, in bytes; what does not fit is noticed as ENOBUFS.
-const RECEIVE_BUFFER: usize = 1 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Changes come in groups: an interface that goes down takes its routes and neighbours along.
 const COALESCE: Duration = Duration::from_millis(2);
 
-/// The types of the messages in a datagram (struct nlmsghdr of linux/netlink.h: length, type, …; 4-byte aligned).
-fn kinds(mut datagram: &[u8]) -> impl Iterator<Item = u16> + '_ {
+/// The messages in a datagram: their types and what follows their headers (struct nlmsghdr of linux/netlink.h: length,
+/// type, …; 4-byte aligned).
+pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + '_ {
     std::iter::from_fn(move || {
-        let header = datagram.get(..16)?;
+        let header = datagram.get(..HEADER_LEN)?;
         let len = u32::from_ne_bytes(header[..4].try_into().expect("four bytes")) as usize;
         let kind = u16::from_ne_bytes(header[4..6].try_into().expect("two bytes"));
-        datagram = datagram.get(len.max(16).next_multiple_of(4)..).unwrap_or(&[]);
-        Some(kind)
+        // A length that lies ends the datagram.
+        let body = datagram.get(HEADER_LEN..len.max(HEADER_LEN)).unwrap_or(&[]);
+        datagram = datagram.get(len.max(HEADER_LEN).next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, body))
     })
 }
+
+const HEADER_LEN: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -136,10 +141,12 @@ mod tests {
             bytes
         };
         let datagram = [message(17, 28), message(16, 24), message(20, 16)].concat();
-        assert_eq!(kinds(&datagram).collect::<Vec<_>>(), [28, 24, 16]);
-        assert_eq!(kinds(&datagram[..15]).count(), 0);
+        let found: Vec<_> = messages(&datagram).map(|(kind, body)| (kind, body.len())).collect();
+        assert_eq!(found, [(28, 1), (24, 0), (16, 4)]);
+        assert_eq!(messages(&datagram[..15]).count(), 0);
+        assert_eq!(messages(&message(4000, 28)[..40]).collect::<Vec<_>>(), [(28, &[][..])]);
         // A length that lies must not loop.
-        assert_eq!(kinds(&[0; 64]).count(), 4);
+        assert_eq!(messages(&[0; 64]).count(), 4);
     }
 
     #[test]
