@@ -21,7 +21,7 @@ pub(super) fn pick(pool: &Pool, servers: &Servers, request: &Request) -> Option<
                 Some(buckets[usize::from(bucket.wrapping_add(attempt as u8))].into())
             })
         }
-        Table::None | Table::Slots(_) | Table::KernelSlots(_) => None,
+        Table::None | Table::Classes(_) | Table::Slots(_) | Table::KernelSlots(_) => None,
     }
 }
 

@@ -1,11 +1,11 @@
 //! What all least-something schedulers share: the candidate with the lowest price, without a look at each of them.
 //!
-//! A pool's candidates play a tournament: a binary tree with the prices of all in its leaves, and the lower of two in every
-//! node above them. The root says who gets the next connection. Where a server's load changes, only the matches between
-//! its leaf and the root are played again. A new pool begins a new tournament with its first pick.
+//! A pool's candidates hold a knock-out (`tree.rs`), their prices being the bids; who has won gets the next connection. It
+//! is played again where a server's load changes. A new pool begins a new one with its first pick.
 
 use super::pool::Pool;
 use super::state::{ServerState, Servers, Total};
+use super::tree::{self, NOBODY};
 use super::{SchedulerKind, fo, lc, nq, ovf, sed, wlc};
 
 /// What the next connection to a server costs. The order of prices is all that counts.
@@ -28,6 +28,9 @@ impl Price {
     #[inline]
     pub(super) fn by_weight(cost: u64, weight: u32) -> Self {
         debug_assert!(cost < 1 << 48);
+        if weight == 1 {
+            return Self::of(cost);
+        }
         let weight = u64::from(weight);
         // Division by hand, 32 bits at a time: what remains is less than a weight.
         let (whole, rest) = (cost / weight, cost % weight);
@@ -56,24 +59,22 @@ impl Price {
     }
 }
 
-/// The tournaments of all pools, in memory taken at start.
+/// The knock-outs of all pools, in memory taken at start.
 #[derive(Debug)]
 pub(super) struct Tournaments {
     running: Box<[Tournament]>,
-    /// The nodes of all. A price with its candidate's place below it, so that the earlier of equals wins; [`NOBODY`].
     nodes: Box<[u128]>,
     /// Nodes given to tournaments so far.
     used: usize,
 }
 
-/// One pool's tournament.
+/// One pool's.
 #[derive(Clone, Copy, Debug)]
 struct Tournament {
     /// [`Pool::number`]; 0: not begun.
     pool: u64,
     kind: SchedulerKind,
-    /// The part of the nodes that is its: node 1 is the root, nodes 2n and 2n + 1 are below node n, and the leaves are
-    /// the last half.
+    /// The part of the nodes that is its.
     first: u32,
     players: u32,
 }
@@ -81,17 +82,15 @@ struct Tournament {
 /// Where a server plays.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seat {
-    tournament: u32,
-    place: u16,
-    weight: u32,
-    pool: u64,
+    pub(super) tournament: u32,
+    pub(super) place: u16,
+    /// 0: it does not play.
+    pub(super) weight: u32,
+    pub(super) pool: u64,
 }
 
-/// What loses against every price.
-const NOBODY: u128 = u128::MAX;
-
-/// Bits of a place ([`Pool::MEMBERS_MAX`]).
-const PLACE: u32 = u16::BITS;
+/// Bits of a place ([`Pool::MEMBERS_MAX`]), the lowest of a bid: the earlier of equals wins.
+pub(super) const PLACE: u32 = u16::BITS;
 
 impl Tournaments {
     /// For `pools` pools at a time, which have up to `servers_max` servers together.
@@ -101,69 +100,95 @@ impl Tournaments {
         Self { running: vec![none; pools].into(), nodes: vec![NOBODY; 4 * servers_max].into(), used: 0 }
     }
 
-    /// The place of the cheapest candidate of `pool`, whose tournament has the number `tournament`.
+    /// The place of the cheapest candidate of `pool`, which holds tournament number `tournament`.
     #[inline]
     pub(super) fn winner(&mut self, tournament: usize, pool: &Pool, servers: &mut Servers) -> Option<usize> {
-        if self.running[tournament].pool != pool.number() {
-            self.begin(tournament, pool, servers);
+        let (nodes, is_new) = self.nodes(tournament, pool);
+        if is_new {
+            begin(nodes, tournament, pool, servers);
         }
-        let Tournament { first, players, .. } = self.running[tournament];
-        let root = if players > 0 { self.nodes[first as usize + 1] } else { NOBODY };
-        (root != NOBODY).then_some(usize::from(root as u16))
+        let lowest = tree::lowest(nodes);
+        (lowest != NOBODY).then_some(usize::from(lowest as u16))
     }
 
-    /// Plays the matches of a server again, whose load or availability has changed.
+    /// The winner as of now, if the tournament has begun.
+    #[inline]
+    pub(super) fn favourite(&self, tournament: usize, pool: &Pool) -> Option<usize> {
+        let Tournament { pool: number, kind, first, players } = self.running[tournament];
+        if number != pool.number() || kind == SchedulerKind::Wrr || players == 0 {
+            return None;
+        }
+        let lowest = self.nodes[first as usize + 1];
+        (lowest != NOBODY).then_some(usize::from(lowest as u16))
+    }
+
+    /// A server's load has changed.
     #[inline]
     pub(super) fn replay(&mut self, server: &ServerState) {
         let Some(seat) = server.seat else { return };
         let Tournament { pool, kind, first, players } = self.running[seat.tournament as usize];
-        // Its pool may be history.
-        if pool == seat.pool {
+        // Its pool may be history; and in `wrr` loads do not count.
+        if pool == seat.pool && kind != SchedulerKind::Wrr {
             let nodes = &mut self.nodes[first as usize..][..2 * players as usize];
-            let mut node = players as usize + usize::from(seat.place);
-            let mut best = bid(kind, seat, server);
-            nodes[node] = best;
-            while node > 1 {
-                best = best.min(nodes[node ^ 1]);
-                node /= 2;
-                nodes[node] = best;
-            }
+            tree::bid(nodes, usize::from(seat.place), bid(kind, seat, server));
         }
     }
 
+    /// A server has become available, or is no longer.
+    pub(super) fn admit(&mut self, server: &ServerState) {
+        let Some(seat) = server.seat else { return };
+        let tournament = &mut self.running[seat.tournament as usize];
+        if tournament.kind == SchedulerKind::Wrr {
+            // Everybody's share changes.
+            tournament.pool = 0;
+        } else {
+            self.replay(server);
+        }
+    }
+
+    /// The nodes of `pool`, and whether they are still to be filled.
+    #[inline]
+    pub(super) fn nodes(&mut self, tournament: usize, pool: &Pool) -> (&mut [u128], bool) {
+        let is_new = self.running[tournament].pool != pool.number();
+        if is_new {
+            self.make_room(tournament, pool);
+        }
+        let Tournament { first, players, .. } = self.running[tournament];
+        (&mut self.nodes[first as usize..][..2 * players as usize], is_new)
+    }
+
+    /// Gives a new pool the nodes of the one before it, or others. When there are no more all tournaments begin anew, so
+    /// that what pools have left behind is used again.
     #[cold]
-    fn begin(&mut self, tournament: usize, pool: &Pool, servers: &mut Servers) {
-        let (kind, players) = (pool.scheduler().kind, pool.candidates().len());
-        let first = self.make_room(tournament, players);
-        let nodes = &mut self.nodes[first..][..2 * players];
-        for (place, candidate) in pool.candidates().iter().enumerate() {
-            let server = servers.tenant(candidate.id);
-            let (place, weight) = (place as u16, candidate.weight);
-            let seat = Seat { tournament: tournament as u32, place, weight, pool: pool.number() };
-            server.seat = Some(seat);
-            nodes[players + usize::from(place)] = bid(kind, seat, server);
+    fn make_room(&mut self, tournament: usize, pool: &Pool) {
+        let players = pool.candidates().len();
+        let mut first = self.running[tournament].first as usize;
+        if players > self.running[tournament].players as usize {
+            if self.used + 2 * players > self.nodes.len() {
+                self.running.iter_mut().for_each(|tournament| (tournament.pool, tournament.players) = (0, 0));
+                self.used = 0;
+            }
+            first = self.used;
+            self.used += 2 * players;
         }
-        for node in (1..players).rev() {
-            nodes[node] = nodes[2 * node].min(nodes[2 * node + 1]);
-        }
-        let (first, players) = (first as u32, players as u32);
+        let (kind, first, players) = (pool.scheduler().kind, first as u32, players as u32);
         self.running[tournament] = Tournament { pool: pool.number(), kind, first, players };
     }
+}
 
-    /// Nodes for so many players: those of the pool before this one, or new ones. When there are no more, all
-    /// tournaments begin anew: what pools no longer need is used again.
-    fn make_room(&mut self, tournament: usize, players: usize) -> usize {
-        let Tournament { first, players: before, .. } = self.running[tournament];
-        if players <= before as usize {
-            return first as usize;
-        }
-        if self.used + 2 * players > self.nodes.len() {
-            self.running.iter_mut().for_each(|tournament| (tournament.pool, tournament.players) = (0, 0));
-            self.used = 0;
-        }
-        self.used += 2 * players;
-        self.used - 2 * players
+/// All candidates of `pool` take their seats and bid.
+#[cold]
+fn begin(nodes: &mut [u128], tournament: usize, pool: &Pool, servers: &mut Servers) {
+    let kind = pool.scheduler().kind;
+    let (_, leaves) = nodes.split_at_mut(pool.candidates().len());
+    for ((place, candidate), leaf) in (0..).zip(pool.candidates()).zip(leaves) {
+        let server = servers.tenant(candidate.id);
+        let (tournament, weight) = (tournament as u32, candidate.weight);
+        let seat = Seat { tournament, place, weight, pool: pool.number() };
+        server.seat = Some(seat);
+        *leaf = bid(kind, seat, server);
     }
+    tree::play(nodes);
 }
 
 /// What a server bids: its price with its place.

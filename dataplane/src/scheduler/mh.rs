@@ -42,7 +42,7 @@ pub(super) fn pick(pool: &Pool, servers: &Servers, request: &Request) -> Option<
                 Some(slots[slot(offset as u32)].into())
             })
         }
-        Table::None | Table::Shares(_) | Table::Buckets(_) => None,
+        Table::None | Table::Classes(_) | Table::Shares(_) | Table::Buckets(_) => None,
     }
 }
 

@@ -27,6 +27,7 @@ mod shares;
 mod state;
 #[cfg(test)]
 mod testing;
+mod tree;
 mod twos;
 mod wlc;
 mod wrr;
@@ -167,7 +168,7 @@ impl From<SchedulerKind> for Scheduler {
 pub struct Request {
     client: Endpoint<V6>,
     vip: Endpoint<V6>,
-    /// 0 for IPv4, 1 for IPv6.
+    /// [`family`] of the addresses.
     family: usize,
     now: Instant,
 }
@@ -177,7 +178,12 @@ impl Request {
     #[inline]
     pub fn new<A: Address>(tuple: &Tuple<A>, now: Instant) -> Self {
         let wide = |endpoint: Endpoint<A>| Endpoint::new(mapping::wide(endpoint.address), endpoint.port);
-        let family = usize::from(!A::default().to_ip().is_ipv4());
-        Self { client: wide(tuple.src), vip: wide(tuple.dst), family, now }
+        Self { client: wide(tuple.src), vip: wide(tuple.dst), family: family::<A>(), now }
     }
+}
+
+/// 0 for IPv4, 1 for IPv6.
+#[inline]
+fn family<A: Address>() -> usize {
+    usize::from(!A::default().to_ip().is_ipv4())
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::mapping;
 use super::shares::Shares;
+use super::wrr::Classes;
 use super::{HashKind, Scheduler, SchedulerKind, dh, mh, sh};
 use crate::hash::KeyedHash;
 use crate::server::{Server, ServerId};
@@ -44,6 +45,8 @@ pub(super) enum Table {
     Shares(Shares),
     /// Places of candidates by the kernel's hash of eight bits.
     Buckets(Box<[u16; 256]>),
+    /// Candidates of equal weight together.
+    Classes(Classes),
     /// Places of candidates by our hash.
     Slots(Box<[u16]>),
     /// Places of candidates by the kernel's hash of 32 bits.
@@ -71,10 +74,10 @@ impl Table {
             (SchedulerKind::Dh, HashKind::Keyed) => {
                 Some(Self::Shares(Shares::new(weights.map(|weight| weight.min(1)))))
             }
+            (SchedulerKind::Wrr, _) => Some(Self::Classes(Classes::new(candidates))),
             (SchedulerKind::Sh | SchedulerKind::Twos, _) => Some(Self::Shares(Shares::new(weights))),
             (
                 SchedulerKind::Rr
-                | SchedulerKind::Wrr
                 | SchedulerKind::Lc
                 | SchedulerKind::Wlc
                 | SchedulerKind::Sed
@@ -184,6 +187,11 @@ impl Pools {
             old.cloned().unwrap_or_else(|| Arc::new(Pool::new(service.scheduler, &members)))
         };
         Self { v4: pool(true), v6: pool(false) }
+    }
+
+    /// The candidates of both.
+    pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.v4.candidates().iter().chain(self.v6.candidates())
     }
 
     /// The pool for clients of family `A`.

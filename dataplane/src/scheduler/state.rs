@@ -5,10 +5,11 @@ use shunt_engine::WorkerId;
 use super::destinations::Destinations;
 use super::least::{Seat, Tournaments};
 use super::pool::{Candidate, Pool};
-use super::{Request, SchedulerKind, dh, lblc, lblcr, mh, rr, sh, twos, wrr};
+use super::{Request, SchedulerKind, dh, family, lblc, lblcr, mh, rr, sh, twos, wrr};
 use crate::hash;
 use crate::server::ServerId;
 use crate::service::ServiceId;
+use crate::tuple::Address;
 
 /// Live connections of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub(super) struct Turn {
     pub(super) last: Option<(ServerId, usize)>,
     /// Sum of the weights at the last pick by `wrr`.
     pub(super) total: u64,
+    /// The pool in which `wrr` settled last, and the picks since.
+    pub(super) pool: u64,
+    pub(super) picks: i64,
 }
 
 /// What is remembered per server slot, of its present tenant.
@@ -53,8 +57,9 @@ pub(super) struct ServerState {
     own: Load,
     /// Connections of all other workers, as of the last look.
     others: Load,
-    /// How far `wrr` owes this server, in units of weight. `None`: not picked among others yet.
+    /// How far `wrr` owes this server, in units of weight, after so many picks. `None`: not picked among others yet.
     pub(super) credit: Option<i64>,
+    pub(super) picks: i64,
     /// Where it plays for the next connection, in pools whose scheduler looks for the least of something.
     pub(super) seat: Option<Seat>,
 }
@@ -115,7 +120,9 @@ impl SchedulerState {
         let (candidates, servers) = (pool.candidates(), &mut self.servers);
         let place = match pool.scheduler().kind {
             SchedulerKind::Rr => rr::pick(candidates, &mut self.turns[number], servers, seed),
-            SchedulerKind::Wrr => wrr::pick(candidates, &mut self.turns[number], servers, seed),
+            SchedulerKind::Wrr => {
+                wrr::pick(pool, number, &mut self.turns[number], servers, &mut self.tournaments, seed)
+            }
             SchedulerKind::Lc
             | SchedulerKind::Wlc
             | SchedulerKind::Sed
@@ -147,13 +154,20 @@ impl SchedulerState {
         Some(candidates[place?].id)
     }
 
+    /// Who gets the next connection of the service, if that can be said before it comes.
+    #[inline]
+    pub fn favourite<A: Address>(&self, service: ServiceId, pool: &Pool) -> Option<ServerId> {
+        let place = self.tournaments.favourite(2 * service.0 as usize + family::<A>(), pool)?;
+        Some(pool.candidates()[place].id)
+    }
+
     /// Says whether the server `id` may get connections: not while it has all that its threshold allows. Whatever its
     /// weight, no scheduler picks it meanwhile (LVS: IP_VS_DEST_F_OVERLOAD).
     pub fn set_available(&mut self, id: ServerId, available: bool) {
         let server = self.servers.tenant(id);
         if server.overloaded == available {
             server.overloaded = !available;
-            self.tournaments.replay(server);
+            self.tournaments.admit(server);
         }
     }
 
