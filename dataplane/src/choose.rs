@@ -22,7 +22,7 @@ pub(crate) struct Choice<'a> {
 impl Choice<'_> {
     /// The connection does not open.
     pub(crate) fn give_back(self, cx: &mut Context<'_, '_>) {
-        cx.shared.doors.leave(self.server.id);
+        cx.shared.doors.leave(self.server.id, &mut cx.shared.schedulers);
         if let Some(template) = self.template {
             cx.shared.agreed.templates.release(template, false, None, cx.ticks);
         }
@@ -63,7 +63,7 @@ fn remember<'a, A: Ip>(
         return Some(Choice { server, template: Some(template) });
     }
     // Another worker was first.
-    cx.shared.doors.leave(server.id);
+    cx.shared.doors.leave(server.id, &mut cx.shared.schedulers);
     follow(cx, service, tuple, template)
 }
 
@@ -76,7 +76,7 @@ fn follow<'a, A: Ip>(
 ) -> Option<Choice<'a>> {
     let named = cx.shared.agreed.templates.server(template);
     if let Some(server) = taking(cx, service, named) {
-        if cx.shared.doors.enter(server, Visitor::Returning) {
+        if cx.shared.doors.enter(server, Visitor::Returning, &mut cx.shared.schedulers) {
             cx.counters.event(Event::TemplatesFollowed);
             return Some(Choice { server, template: Some(template) });
         }
@@ -96,8 +96,8 @@ fn follow<'a, A: Ip>(
     }
     // Another worker was first.
     match taking(cx, service, now_named) {
-        Some(first) if cx.shared.doors.enter(first, Visitor::Returning) => {
-            cx.shared.doors.leave(server.id);
+        Some(first) if cx.shared.doors.enter(first, Visitor::Returning, &mut cx.shared.schedulers) => {
+            cx.shared.doors.leave(server.id, &mut cx.shared.schedulers);
             cx.counters.event(Event::TemplatesFollowed);
             Some(Choice { server: first, template: Some(template) })
         }
@@ -117,20 +117,16 @@ fn taking<'a>(cx: &Context<'a, '_>, service: &Service, id: ServerId) -> Option<&
 /// The server that is next by the scheduler, with a place taken there.
 fn schedule<'a, A: Ip>(cx: &mut Context<'a, '_>, service: &Service, tuple: &Tuple<A>) -> Option<&'a Server> {
     let snapshot = cx.snapshot;
-    let pool = snapshot.pools(service.id)?.of::<A>();
-    let request = Request::new(tuple, cx.now);
-    if cx.shared.doors.has_limits(service.id) {
-        for server in pool.candidates().iter().filter_map(|candidate| snapshot.server(candidate.id)) {
-            cx.shared.schedulers.set_available(server.id, cx.shared.doors.is_open(server));
-        }
-    }
+    let pools = snapshot.pools(service.id)?;
+    let (pool, request) = (pools.of::<A>(), Request::new(tuple, cx.now));
+    let candidates = || pools.candidates().filter_map(|candidate| snapshot.server(candidate.id));
+    cx.shared.doors.look(service.id, candidates, &mut cx.shared.schedulers);
     // Another worker may take the last place of the one picked; so often at most.
     for _ in pool.candidates() {
         let server = snapshot.server(cx.shared.schedulers.pick(service.id, pool, &request)?)?;
-        if cx.shared.doors.enter(server, Visitor::New) {
+        if cx.shared.doors.enter(server, Visitor::New, &mut cx.shared.schedulers) {
             return Some(server);
         }
-        cx.shared.schedulers.set_available(server.id, false);
     }
     None
 }

@@ -2,6 +2,7 @@
 //!
 //! One shared word per server slot, touched only when a connection of a server with thresholds opens or ends. A
 //! connection is admitted and counted in one step, so that workers opening at the same moment never pass the limit.
+//! Whoever fills a server, or opens it again, rings: others look at the servers of a service only when it has rung.
 
 use std::sync::Arc;
 
@@ -30,7 +31,13 @@ pub enum Visitor {
 
 /// The connections of all servers, over all workers.
 #[derive(Debug)]
-pub struct Occupancy(Box<[AtomicU64]>);
+pub struct Occupancy {
+    words: Box<[AtomicU64]>,
+    /// How often a server has closed or opened, by service. Services share bells: a look too many does no harm.
+    bells: [AtomicU64; BELLS],
+}
+
+const BELLS: usize = 64;
 
 // A word: the slot's tenant (32 bits), whether it was full and is not open to new clients yet, and its connections.
 const WAS_FULL: u64 = 1 << 31;
@@ -39,7 +46,9 @@ const COUNT: u64 = WAS_FULL - 1;
 impl Occupancy {
     /// No connections, for server slots below `servers_max`.
     pub fn new(servers_max: usize) -> Self {
-        Self((0..servers_max).map(|_| AtomicU64::new(0)).collect())
+        let zero = || AtomicU64::new(0);
+        let words = (0..servers_max).map(|_| zero()).collect();
+        Self { words, bells: std::array::from_fn(|_| zero()) }
     }
 
     /// Connections counted for the server `id`.
@@ -61,6 +70,10 @@ impl Occupancy {
 
     /// Counts one more connection of the server `id`, if it takes it.
     pub fn enter(&self, id: ServerId, thresholds: Thresholds, visitor: Visitor) -> bool {
+        self.step_in(id, thresholds, visitor) != Step::Refused
+    }
+
+    fn step_in(&self, id: ServerId, thresholds: Thresholds, visitor: Visitor) -> Step {
         self.change(id, |state| {
             // Below the lower threshold the waiting is over.
             let state = if state & COUNT < u64::from(thresholds.lower) { state & COUNT } else { state };
@@ -76,15 +89,29 @@ impl Occupancy {
         self.take(id, 1);
     }
 
+    /// What a worker compares with what it heard last.
+    fn rung(&self, service: ServiceId) -> u64 {
+        self.bell(service).load(Ordering::Acquire)
+    }
+
+    /// Tells that a server of `service` has closed or opened. Returns what was rung before.
+    fn ring(&self, service: ServiceId) -> u64 {
+        self.bell(service).fetch_add(1, Ordering::Release)
+    }
+
+    fn bell(&self, service: ServiceId) -> &AtomicU64 {
+        &self.bells[service.0 as usize % BELLS]
+    }
+
     fn add(&self, id: ServerId, connections: u64) {
         self.change(id, |state| Some(state + connections));
     }
 
-    fn take(&self, id: ServerId, connections: u64) {
+    fn take(&self, id: ServerId, connections: u64) -> Step {
         self.change(id, |state| {
             debug_assert!(state & COUNT >= connections, "more connections left than came");
             Some(state - connections.min(state & COUNT))
-        });
+        })
     }
 
     /// The upper threshold was raised or taken away: nobody waits for the lower one any more.
@@ -94,27 +121,38 @@ impl Occupancy {
 
     /// Changes what is counted for `id`, unless `next` refuses. A worker that still knows an older tenant only changes
     /// nothing and is not refused: it will hear of the newer one at once.
-    fn change(&self, id: ServerId, next: impl Fn(u64) -> Option<u64>) -> bool {
+    fn change(&self, id: ServerId, next: impl Fn(u64) -> Option<u64>) -> Step {
         let slot = self.word(id);
         let mut word = slot.load(Ordering::Relaxed);
         loop {
             let state = match Word::of(word, id) {
                 Word::Tenants(state) => state,
                 Word::Older => 0,
-                Word::Newer => return true,
+                Word::Newer => return Step::Foreign,
             };
-            let Some(state) = next(state) else { return false };
-            let changed = u64::from(id.generation) << 32 | state;
+            let Some(after) = next(state) else { return Step::Refused };
+            let changed = u64::from(id.generation) << 32 | after;
             match slot.compare_exchange_weak(word, changed, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return Step::Done { before: state, after },
                 Err(seen) => word = seen,
             }
         }
     }
 
     fn word(&self, id: ServerId) -> &AtomicU64 {
-        &self.0[id.slot as usize]
+        &self.words[id.slot as usize]
     }
+}
+
+/// What became of an attempt to change what is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing: there is no place.
+    Refused,
+    /// Nothing: the slot has a newer tenant.
+    Foreign,
+    /// The one became the other.
+    Done { before: u64, after: u64 },
 }
 
 /// Whose word it is, seen from a tenant of the slot.
@@ -147,16 +185,27 @@ fn admits(state: u64, thresholds: Thresholds, visitor: Visitor) -> bool {
 #[derive(Debug)]
 pub(crate) struct Doors {
     occupancy: Arc<Occupancy>,
-    /// The tenant of each slot that is counted, with its upper threshold.
-    counted: Box<[Option<(u32, u32)>]>,
-    /// Which services have servers with thresholds.
-    limited: Box<[bool]>,
+    /// What is counted in each slot.
+    counted: Box<[Option<Counted>]>,
+    /// What each service with thresholds had rung at the last look.
+    heard: Box<[Option<u64>]>,
 }
+
+/// A server that is counted.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    generation: u32,
+    thresholds: Thresholds,
+    service: ServiceId,
+}
+
+/// Nothing has been looked at yet.
+const NEVER: u64 = u64::MAX;
 
 impl Doors {
     pub(crate) fn new(occupancy: Arc<Occupancy>, services_max: usize) -> Self {
-        let counted = vec![None; occupancy.0.len()].into();
-        Self { occupancy, counted, limited: vec![false; services_max].into() }
+        let counted = vec![None; occupancy.words.len()].into();
+        Self { occupancy, counted, heard: vec![None; services_max].into() }
     }
 
     /// Follows the thresholds of a new snapshot's `servers`; `schedulers` knows this worker's connections.
@@ -165,48 +214,100 @@ impl Doors {
         servers: impl Iterator<Item = &'a Server>,
         schedulers: &mut SchedulerState,
     ) {
-        self.limited.fill(false);
+        self.heard.fill(None);
         for server in servers {
-            self.limited[server.service.0 as usize] |= server.thresholds.is_some();
-            let id = server.id;
+            let (id, service) = (server.id, server.service);
+            if server.thresholds.is_some() {
+                self.heard[service.0 as usize] = Some(NEVER);
+            }
             let counted = &mut self.counted[id.slot as usize];
-            let before = counted.filter(|(generation, _)| *generation == id.generation);
+            let before = counted.filter(|counted| counted.generation == id.generation);
             let Load { active, inactive } = schedulers.own(id);
             let own = u64::from(active) + u64::from(inactive);
             match (before, server.thresholds) {
                 (None, Some(_)) => self.occupancy.add(id, own),
                 (Some(_), None) => {
-                    self.occupancy.take(id, own);
+                    _ = self.occupancy.take(id, own);
                     self.occupancy.reopen(id);
                     schedulers.set_available(id, true);
                 }
-                (Some((_, upper)), Some(new)) if new.upper > upper => self.occupancy.reopen(id),
+                (Some(old), Some(new)) if new.upper > old.thresholds.upper => self.occupancy.reopen(id),
                 (Some(_), Some(_)) | (None, None) => {}
             }
-            *counted = server.thresholds.map(|thresholds| (id.generation, thresholds.upper));
+            let generation = id.generation;
+            *counted = server.thresholds.map(|thresholds| Counted { generation, thresholds, service });
         }
     }
 
-    /// Whether any server of `service` has thresholds.
-    pub(crate) fn has_limits(&self, service: ServiceId) -> bool {
-        self.limited[service.0 as usize]
+    /// Tells `schedulers` which servers of `service` take connections of new clients, if another worker has filled or
+    /// opened one since the last look.
+    #[inline]
+    pub(crate) fn look<'a, I: Iterator<Item = &'a Server>>(
+        &mut self,
+        service: ServiceId,
+        servers: impl FnOnce() -> I,
+        schedulers: &mut SchedulerState,
+    ) {
+        let Some(heard) = &mut self.heard[service.0 as usize] else { return };
+        let rung = self.occupancy.rung(service);
+        if *heard != rung {
+            *heard = rung;
+            let limited = servers().filter_map(|server| Some((server.id, server.thresholds?)));
+            limited.for_each(|(id, thresholds)| {
+                schedulers.set_available(id, self.occupancy.is_open(id, thresholds));
+            });
+        }
     }
 
-    /// Whether `server` takes connections of new clients at the moment.
-    pub(crate) fn is_open(&self, server: &Server) -> bool {
-        server.thresholds.is_none_or(|thresholds| self.occupancy.is_open(server.id, thresholds))
+    /// Counts one more connection of `server`, if it takes it. `schedulers` hear whether it takes more.
+    #[inline]
+    pub(crate) fn enter(
+        &mut self,
+        server: &Server,
+        visitor: Visitor,
+        schedulers: &mut SchedulerState,
+    ) -> bool {
+        let Some(thresholds) = server.thresholds else { return true };
+        let step = self.occupancy.step_in(server.id, thresholds, visitor);
+        self.after(step, server.id, thresholds, server.service, schedulers);
+        step != Step::Refused
     }
 
-    /// Counts one more connection of `server`, if it takes it.
-    pub(crate) fn enter(&self, server: &Server, visitor: Visitor) -> bool {
-        server.thresholds.is_none_or(|thresholds| self.occupancy.enter(server.id, thresholds, visitor))
+    /// A connection of the server `id` has ended. `schedulers` hear whether it takes new ones.
+    #[inline]
+    pub(crate) fn leave(&mut self, id: ServerId, schedulers: &mut SchedulerState) {
+        let counted = self.counted[id.slot as usize].filter(|counted| counted.generation == id.generation);
+        if let Some(Counted { thresholds, service, .. }) = counted {
+            let step = self.occupancy.take(id, 1);
+            self.after(step, id, thresholds, service, schedulers);
+        }
     }
 
-    /// A connection of the server `id` has ended.
-    pub(crate) fn leave(&self, id: ServerId) {
-        let counted = self.counted[id.slot as usize];
-        if counted.is_some_and(|(generation, _)| generation == id.generation) {
-            self.occupancy.leave(id);
+    /// What a step means to new clients: for this worker's schedulers, and for the others if it is news.
+    fn after(
+        &mut self,
+        step: Step,
+        id: ServerId,
+        thresholds: Thresholds,
+        service: ServiceId,
+        schedulers: &mut SchedulerState,
+    ) {
+        let is_open = |state| admits(state, thresholds, Visitor::New);
+        match step {
+            Step::Foreign => {}
+            Step::Refused => schedulers.set_available(id, false),
+            Step::Done { before, after } => {
+                schedulers.set_available(id, is_open(after));
+                if is_open(before) != is_open(after) {
+                    let rung = self.occupancy.ring(service);
+                    // One's own bell is no news.
+                    if let Some(heard) =
+                        self.heard[service.0 as usize].as_mut().filter(|heard| **heard == rung)
+                    {
+                        *heard = rung + 1;
+                    }
+                }
+            }
         }
     }
 }
@@ -214,8 +315,12 @@ impl Doors {
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {
+    use shunt_engine::Instant;
+
     use super::*;
+    use crate::scheduler::{Candidate, Pool, Request, SchedulerKind};
     use crate::server::Mode;
+    use crate::tuple::{Endpoint, Protocol, Tuple, V4, V6};
 
     const LIMITS: Thresholds = Thresholds { upper: 4, lower: 2 };
     const ID: ServerId = ServerId { slot: 1, generation: 5 };
@@ -307,7 +412,7 @@ mod tests {
             schedulers.opened(ID, true);
             schedulers.opened(ID, false);
             doors.follow([server(None)].iter(), schedulers);
-            doors.leave(ID);
+            doors.leave(ID, schedulers);
         }
         assert_eq!(occupancy.count(ID), 0, "nobody counts without thresholds");
         let limited = server(Some(LIMITS));
@@ -317,8 +422,8 @@ mod tests {
         }
         assert_eq!(occupancy.count(ID), 4);
         let (doors, schedulers) = &mut workers[0];
-        assert!(!doors.enter(&limited, Visitor::New));
-        doors.leave(ID);
+        assert!(!doors.enter(&limited, Visitor::New, schedulers));
+        doors.leave(ID, schedulers);
         schedulers.closed(ID, true);
         doors.follow([server(None)].iter(), schedulers);
         assert_eq!(occupancy.count(ID), 2, "the other worker's");
@@ -330,9 +435,59 @@ mod tests {
         let (mut doors, mut schedulers) = (Doors::new(occupancy, 1), SchedulerState::new(1, 2, 0));
         let limited = server(Some(LIMITS));
         doors.follow([limited.clone()].iter(), &mut schedulers);
-        assert!((0..4).all(|_| doors.enter(&limited, Visitor::New)) && !doors.is_open(&limited));
+        let enter = |doors: &mut Doors, schedulers: &mut SchedulerState, server: &Server| {
+            doors.enter(server, Visitor::New, schedulers)
+        };
+        assert!((0..4).all(|_| enter(&mut doors, &mut schedulers, &limited)));
+        assert_eq!(look(&mut doors, &mut schedulers, &limited), None);
         let wider = server(Some(Thresholds { upper: 5, lower: 2 }));
         doors.follow([wider.clone()].iter(), &mut schedulers);
-        assert!(doors.is_open(&wider) && doors.enter(&wider, Visitor::New) && !doors.is_open(&wider));
+        assert_eq!(look(&mut doors, &mut schedulers, &wider), Some(ID));
+        assert!(enter(&mut doors, &mut schedulers, &wider));
+        assert_eq!(look(&mut doors, &mut schedulers, &wider), None);
+    }
+
+    /// Whom a new client gets after a look.
+    fn look(doors: &mut Doors, schedulers: &mut SchedulerState, server: &Server) -> Option<ServerId> {
+        doors.look(ServiceId(0), || [server].into_iter(), schedulers);
+        pick(schedulers)
+    }
+
+    fn pick(schedulers: &mut SchedulerState) -> Option<ServerId> {
+        let endpoint = Endpoint::new(V4(1), 1);
+        let tuple = Tuple { src: endpoint, dst: endpoint, protocol: Protocol::Tcp };
+        let member = (Candidate { id: ID, weight: 1 }, Endpoint::new(V6([0; 4]), 1));
+        let pool = Pool::new(SchedulerKind::Lc.into(), &[member]);
+        schedulers.pick(ServiceId(0), &pool, &Request::new(&tuple, Instant::ZERO))
+    }
+
+    #[test]
+    fn a_worker_looks_again_when_another_one_has_filled_or_opened_a_server_and_only_then() {
+        let occupancy = Arc::new(Occupancy::new(2));
+        let worker = || (Doors::new(occupancy.clone(), 1), SchedulerState::new(1, 2, 0));
+        let ((mut one, mut ones), (mut other, mut others)) = (worker(), worker());
+        let limited = server(Some(LIMITS));
+        one.follow([limited.clone()].iter(), &mut ones);
+        other.follow([limited.clone()].iter(), &mut others);
+        assert_eq!(look(&mut one, &mut ones, &limited), Some(ID));
+        assert_eq!(look(&mut other, &mut others, &limited), Some(ID));
+        // A mark that the next look would wipe off.
+        others.set_available(ID, false);
+        for _ in 0..3 {
+            assert!(one.enter(&limited, Visitor::New, &mut ones));
+            assert_eq!(look(&mut other, &mut others, &limited), None, "nothing has closed or opened");
+        }
+        others.set_available(ID, true);
+        assert!(one.enter(&limited, Visitor::New, &mut ones));
+        assert_eq!(pick(&mut ones), None, "who fills a server knows it without a look");
+        assert_eq!(look(&mut other, &mut others, &limited), None);
+        for _ in 0..2 {
+            one.leave(ID, &mut ones);
+            assert_eq!((pick(&mut ones), look(&mut other, &mut others, &limited)), (None, None));
+        }
+        one.leave(ID, &mut ones);
+        assert_eq!((pick(&mut ones), look(&mut other, &mut others, &limited)), (Some(ID), Some(ID)));
+        ones.set_available(ID, false);
+        assert_eq!(look(&mut one, &mut ones, &limited), None, "one's own bell is no news");
     }
 }
