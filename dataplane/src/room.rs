@@ -6,14 +6,20 @@ use crate::counters::Event;
 use crate::flow::{Context, Flows};
 use crate::ip::Ip;
 use crate::laddr::Holder;
+use crate::server::Mode;
 use crate::service::Service;
 use crate::tuple::{Endpoint, Protocol, Tuple};
 use crate::verdict::DropReason;
 
 impl<A: Ip> Flows<A> {
-    /// Puts a connection into the table. A full one makes room if it can.
+    /// Puts a connection into the table whose request was looked for in vain. A full one makes room if it can.
     pub(crate) fn insert(&mut self, cx: &mut Context<'_, '_>, conn: Conn<A>) -> Result<ConnId, DropReason> {
-        match self.table.insert(conn, cx.ticks) {
+        let inserted = match conn.mode() {
+            Mode::Fullnat | Mode::Dr | Mode::Tun => self.table.insert_unknown(conn, cx.ticks),
+            // Nobody has looked for its reply yet.
+            Mode::Nat => self.table.insert(conn, cx.ticks),
+        };
+        match inserted {
             Ok(id) => Ok(id),
             Err(InsertError::Exists) => Err(DropReason::TupleTaken),
             Err(InsertError::Full) => self.insert_instead(cx, conn),

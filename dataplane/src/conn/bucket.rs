@@ -126,9 +126,7 @@ impl Index {
         let value = entry.record | if entry.direction == Direction::Reply { REPLY } else { 0 };
         for bucket in [first, self.other(first, tag)] {
             let slots = &mut self.buckets[bucket as usize];
-            let found =
-                (0..SLOTS).find(|&slot| slots.tags[slot] == tag && slots.values[slot] & !AWAY == value);
-            if let Some(slot) = found {
+            if let Some(slot) = slots.tagged(tag).find(|&slot| slots.values[slot] & !AWAY == value) {
                 let away = slots.values[slot] & AWAY != 0;
                 slots.tags[slot] = 0;
                 if away {
@@ -176,7 +174,7 @@ impl Index {
     }
 
     fn free_slot(&self, bucket: u32) -> Option<usize> {
-        self.buckets[bucket as usize].tags.iter().position(|&tag| tag == 0)
+        self.buckets[bucket as usize].tagged(0).next()
     }
 
     #[inline]
@@ -203,20 +201,27 @@ impl Index {
 impl Bucket {
     #[inline]
     fn find(&self, tag: u16, is_it: &mut impl FnMut(Entry) -> bool) -> Option<Entry> {
+        self.tagged(tag)
+            .map(|slot| {
+                let value = self.values[slot];
+                let direction = if value & REPLY != 0 { Direction::Reply } else { Direction::Request };
+                Entry { record: value & !(REPLY | AWAY), direction }
+            })
+            .find(|&entry| is_it(entry))
+    }
+
+    /// The slots with `tag`. All are compared at once.
+    #[inline]
+    fn tagged(&self, tag: u16) -> impl Iterator<Item = usize> + use<> {
         let mut matches = 0u32;
         for slot in 0..SLOTS {
             matches |= u32::from(self.tags[slot] == tag) << slot;
         }
-        while matches != 0 {
-            let value = self.values[matches.trailing_zeros() as usize];
-            let direction = if value & REPLY != 0 { Direction::Reply } else { Direction::Request };
-            let entry = Entry { record: value & !(REPLY | AWAY), direction };
-            if is_it(entry) {
-                return Some(entry);
-            }
+        std::iter::from_fn(move || {
+            let slot = (matches != 0).then(|| matches.trailing_zeros() as usize)?;
             matches &= matches - 1;
-        }
-        None
+            Some(slot)
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 //! so that its cache misses overlap: [`Table::hash`] and [`Table::prefetch_bucket`] for all, then [`Table::candidate`]
 //! and [`Table::prefetch_record`] for all, then [`Table::lookup_from`].
 
+use arrayvec::ArrayVec;
 use shunt_engine::mem::{Pages, Slab, prefetch};
 
 use super::bucket::{Entry, Index, RECORDS_MAX};
@@ -181,18 +182,24 @@ impl<A: Address> Table<A> {
     ///
     /// # Errors
     /// [`InsertError`]; the table is unchanged then.
-    pub fn insert(&mut self, mut conn: Conn<A>, now: Ticks) -> Result<ConnId, InsertError> {
-        let (request, reply) = (conn.request(), conn.reply());
-        let request_hash = self.hash(&request);
-        let reply_hash = reply.map(|reply| self.hash(&reply));
-        if self.lookup(&request, request_hash).is_some() || reply == Some(request) {
+    pub fn insert(&mut self, conn: Conn<A>, now: Ticks) -> Result<ConnId, InsertError> {
+        if self.contains(&conn.request()) || conn.reply().is_some_and(|reply| self.contains(&reply)) {
             return Err(InsertError::Exists);
         }
-        if let (Some(reply), Some(hash)) = (reply, reply_hash)
-            && self.lookup(&reply, hash).is_some()
-        {
+        self.insert_unknown(conn, now)
+    }
+
+    /// As [`Table::insert`], for a connection neither of whose tuples is in the table, as the caller knows.
+    ///
+    /// # Errors
+    /// [`InsertError`]; the table is unchanged then.
+    pub fn insert_unknown(&mut self, mut conn: Conn<A>, now: Ticks) -> Result<ConnId, InsertError> {
+        debug_assert!(!self.contains(&conn.request()));
+        debug_assert!(conn.reply().is_none_or(|reply| !self.contains(&reply)));
+        if conn.reply() == Some(conn.request()) {
             return Err(InsertError::Exists);
         }
+        let Hashes { request: request_hash, reply: reply_hash } = self.hashes(&conn);
         let record = if self.free == NONE { self.unused } else { self.free };
         if record as usize == self.records.len() {
             return Err(InsertError::Full);
@@ -265,7 +272,7 @@ impl<A: Address> Table<A> {
     /// When `id` is not of this table.
     pub fn remove(&mut self, id: ConnId) -> Conn<A> {
         self.wheel.unfile(id.0);
-        self.release(id)
+        self.release(id, self.hashes(self.get(id)))
     }
 
     /// Gives up the request of the connection `id`, which sees replies, for another to have. It is found by its reply
@@ -291,18 +298,35 @@ impl<A: Address> Table<A> {
         mut on_removed: impl FnMut(ConnId, &Conn<A>),
     ) -> Expired {
         let mut expired = Expired::default();
-        while expired.visited < budget
-            && let Some(record) = self.wheel.pop(now)
-        {
-            expired.visited += 1;
-            let conn = &self.records[record as usize];
-            if now.since(conn.last_seen) >= conn.timeout.0 {
-                let id = ConnId(record);
-                let conn = self.release(id);
+        while expired.visited < budget {
+            // In stages, as packets are looked up: first the records, then their buckets, then the work.
+            let mut come: ArrayVec<u32, STAGE> = ArrayVec::new();
+            while come.len() < STAGE.min(budget - expired.visited)
+                && let Some(record) = self.wheel.pop(now)
+            {
+                self.prefetch_record(ConnId(record));
+                come.push(record);
+            }
+            if come.is_empty() {
+                break;
+            }
+            expired.visited += come.len();
+            let mut idle: ArrayVec<(ConnId, Hashes), STAGE> = ArrayVec::new();
+            for record in come {
+                let conn = &self.records[record as usize];
+                if now.since(conn.last_seen) < conn.timeout.0 {
+                    self.wheel.file(record, due(conn));
+                    continue;
+                }
+                let hashes = self.hashes(conn);
+                self.index.prefetch(hashes.request);
+                hashes.reply.into_iter().for_each(|hash| self.index.prefetch(hash));
+                idle.push((ConnId(record), hashes));
+            }
+            expired.removed += idle.len();
+            for (id, hashes) in idle {
+                let conn = self.release(id, hashes);
                 on_removed(id, &conn);
-                expired.removed += 1;
-            } else {
-                self.wheel.file(record, due(conn));
             }
         }
         expired
@@ -336,14 +360,20 @@ impl<A: Address> Table<A> {
         self.records.len()
     }
 
-    /// Takes an unfiled record out of the index and into the list of free ones.
-    fn release(&mut self, id: ConnId) -> Conn<A> {
+    /// What its tuples hash to.
+    #[inline]
+    fn hashes(&self, conn: &Conn<A>) -> Hashes {
+        Hashes { request: self.hash(&conn.request()), reply: conn.reply().map(|reply| self.hash(&reply)) }
+    }
+
+    /// Takes an unfiled record with these `hashes` out of the index and into the list of free ones.
+    fn release(&mut self, id: ConnId, hashes: Hashes) -> Conn<A> {
         let conn = *self.get(id);
         let request = Entry { record: id.0, direction: Direction::Request };
         let parked = conn.flags.has(ConnFlags::PARKED);
-        let mut found = parked || self.index.remove(self.hash(&conn.request()), request);
-        if let Some(tuple) = conn.reply() {
-            found &= self.index.remove(self.hash(&tuple), Entry { direction: Direction::Reply, ..request });
+        let mut found = parked || self.index.remove(hashes.request, request);
+        if let Some(hash) = hashes.reply {
+            found &= self.index.remove(hash, Entry { direction: Direction::Reply, ..request });
         }
         debug_assert!(found, "the keys of record {} were changed", id.0);
         let record = &mut self.records[id.0 as usize];
@@ -354,6 +384,16 @@ impl<A: Address> Table<A> {
         conn
     }
 }
+
+/// What the tuples of a connection hash to.
+#[derive(Clone, Copy, Debug)]
+struct Hashes {
+    request: Hash,
+    reply: Option<Hash>,
+}
+
+/// Records whose time has come that are read at the same time: as many misses as a core overlaps, and a few more.
+const STAGE: usize = 32;
 
 /// When `conn` will have been idle for its timeout, if no packet comes.
 fn due<A: Address>(conn: &Conn<A>) -> Ticks {
