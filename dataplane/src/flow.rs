@@ -13,6 +13,7 @@ use crate::ip::Ip;
 use crate::laddr::LocalPorts;
 use crate::persist::{Held, Template};
 use crate::pipeline::Config;
+use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
 use crate::service::{OutOfState, ServerGone, Service};
 use crate::shared::Shared;
@@ -336,7 +337,7 @@ impl<A: Ip> Flows<A> {
             return Decision::Drop(DropReason::NoServer);
         };
         let server = choice.server;
-        let opened = match self.new_conn(cx, service, server, &packet.tuple) {
+        let opened = match self.new_conn(cx, service, server, packet) {
             Ok(mut conn) if service.one_packet && packet.meta.fragment == Fragmentation::Whole => {
                 return alone(cx, &mut conn, service, choice, &packet.meta, frame);
             }
@@ -359,9 +360,26 @@ impl<A: Ip> Flows<A> {
         cx.counters.tenant(server.id);
         cx.counters.event(Event::ConnectionsOpened);
         cx.counters.server_add(server.id, ServerField::Connections, 1);
-        cx.counters.server_add(server.id, ServerField::Inactive, 1);
-        cx.shared.schedulers.opened(server.id, false);
+        let active = self.table.get(id).flags.has(ConnFlags::ACTIVE);
+        cx.counters.server_add(server.id, load_fields(active).0, 1);
+        cx.shared.schedulers.opened(server.id, active);
+        self.foresee(cx, service, &packet.tuple);
         self.pass(cx, Hit { id, direction: Direction::Request }, server, &packet.meta, frame)
+    }
+
+    /// Fetches the bucket where the reply of the service's next connection is going to be, for its local port is chosen
+    /// too late for that. A guess: another service, or worker, may come first.
+    #[inline]
+    fn foresee(&mut self, cx: &mut Context<'_, '_>, service: &Service, tuple: &Tuple<A>) {
+        let pool = cx.snapshot.pools(service.id).map(Pools::of::<A>);
+        let next = pool.and_then(|pool| cx.shared.schedulers.favourite::<A>(service.id, pool));
+        if let Some(server) = next.and_then(|id| cx.snapshot.server(id))
+            && server.mode == Mode::Fullnat
+            && let Some(src) = target(server, tuple)
+            && let Some(dst) = self.local_ports.peek(&service.locals, src, tuple.protocol)
+        {
+            self.table.prefetch_bucket(self.table.hash(&Tuple { src, dst, protocol: tuple.protocol }));
+        }
     }
 
     fn new_conn(
@@ -369,10 +387,10 @@ impl<A: Ip> Flows<A> {
         cx: &mut Context<'_, '_>,
         service: &Service,
         server: &Server,
-        tuple: &Tuple<A>,
+        packet: &Packet<A>,
     ) -> Result<Conn<A>, DropReason> {
-        let address = A::from_ip(server.address).ok_or(DropReason::NoServer)?;
-        let target = Endpoint::new(address, server.port.unwrap_or(tuple.dst.port));
+        let tuple = &packet.tuple;
+        let target = target(server, tuple).ok_or(DropReason::NoServer)?;
         let peer = match server.mode {
             Mode::Fullnat => self.local_port(cx, service, target, tuple.protocol)?,
             Mode::Nat | Mode::Dr | Mode::Tun => tuple.src,
@@ -380,8 +398,14 @@ impl<A: Ip> Flows<A> {
         let state = match tuple.protocol {
             // With one_packet a datagram in pieces has a record, so that they stay together; it ends soon after.
             Protocol::Udp if !service.one_packet => State::Udp,
+            // A SYN leads here at once, so that the wheel and the server's load see one state only.
+            Protocol::Tcp if packet.opens() => {
+                State::None.next(view(server.mode, Direction::Request), packet.meta.tcp_flags)
+            }
             Protocol::Udp | Protocol::Tcp => State::None,
         };
+        let mut flags = ConnFlags::default();
+        flags.set(ConnFlags::ACTIVE, state.is_active());
         Ok(Conn {
             client: tuple.src,
             vip: tuple.dst,
@@ -397,7 +421,7 @@ impl<A: Ip> Flows<A> {
             state: state as u8,
             mode: server.mode as u8,
             protocol: tuple.protocol.number(),
-            flags: ConnFlags::default(),
+            flags,
             deltas: Deltas::default(),
         })
     }
@@ -568,7 +592,7 @@ fn forget<A: Ip>(
         let (counted, _) = load_fields(active);
         counters.server_sub(conn.server_id, counted, 1);
         shared.schedulers.closed(conn.server_id, active);
-        shared.doors.leave(conn.server_id);
+        shared.doors.leave(conn.server_id, &mut shared.schedulers);
         if let Some(template) = template {
             let established =
                 conn.protocol() == Protocol::Udp || !State::from_number(conn.state).is_half_open();
@@ -603,11 +627,17 @@ fn alone<A: Ip>(
     if let Some(template) = choice.template {
         cx.shared.agreed.templates.release(template, true, service.persistence.as_ref(), cx.ticks);
     }
-    cx.shared.doors.leave(choice.server.id);
+    cx.shared.doors.leave(choice.server.id, &mut cx.shared.schedulers);
     cx.counters.tenant(choice.server.id);
     cx.counters.event(Event::DatagramsScheduled);
     cx.counters.server_packet(choice.server.id, true, meta.l3_len().into());
     transmit::request(cx, conn, choice.server, meta, frame)
+}
+
+/// Where at `server` a connection of `tuple` goes.
+fn target<A: Ip>(server: &Server, tuple: &Tuple<A>) -> Option<Endpoint<A>> {
+    let address = A::from_ip(server.address)?;
+    Some(Endpoint::new(address, server.port.unwrap_or(tuple.dst.port)))
 }
 
 /// Whether a connection leaves its server with this packet: UDP flows leave one that is found dead. A TCP connection

@@ -113,6 +113,14 @@ impl<A: Address> LocalPorts<A> {
         Choice { endpoint: free.or(best.map(|(_, endpoint)| endpoint)), held, tries }
     }
 
+    /// What [`Self::choose`] tries first, unless that is far away.
+    pub fn peek(&mut self, locals: &[Local], server: Endpoint<A>, protocol: Protocol) -> Option<Endpoint<A>> {
+        let cursor = self.cursor;
+        let first = self.next(locals, server, protocol, &mut 2);
+        self.cursor = cursor;
+        first
+    }
+
     /// The next endpoint that is ours, unless it is more than `looks` away.
     fn next(
         &mut self,
