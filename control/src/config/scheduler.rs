@@ -4,6 +4,7 @@
 use shunt_dataplane::scheduler::{HashKind, Scheduler, SchedulerKind, mh};
 use toml::Spanned;
 
+use super::Server;
 use super::diagnostic::Diagnostics;
 use super::raw::{self, Typed};
 use super::resolve::{integer, list, word};
@@ -106,6 +107,26 @@ fn mh_slots(key: &str, hash: HashKind, typed: &Typed<i64>, diagnostics: &mut Dia
         diagnostics.error(typed.span(), message, "not one of the sizes").help(help);
         default
     })
+}
+
+/// Notes an error when a table of `mh` has fewer slots than there are `servers` of one family: some would get nobody.
+pub(super) fn check_slots(
+    name: &str,
+    typed: &raw::Service,
+    scheduler: &Scheduler,
+    servers: &[Server],
+    diagnostics: &mut Diagnostics,
+) {
+    let v4 = servers.iter().filter(|server| server.address.is_ipv4()).count();
+    let (most, slots) = (v4.max(servers.len() - v4), scheduler.mh_slots);
+    let said = typed.mh_slots.as_ref().map(Spanned::span);
+    let span = said.or_else(|| typed.scheduler.as_ref().map(Spanned::span));
+    if let Some(span) = span.filter(|_| scheduler.kind == SchedulerKind::Mh && most > slots as usize) {
+        let message = format!("service {name:?}: mh_slots: {slots} are too few for {most} servers");
+        diagnostics
+            .error(span, message, "every server needs a slot, and a hundred to get its share")
+            .help("the more slots, the closer each server's share is to its weight");
+    }
 }
 
 /// The scheduler as people write it, with its flags: `sh (sh-port)`.

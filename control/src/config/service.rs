@@ -17,7 +17,7 @@ use super::parse;
 use super::persistence::persistence;
 use super::raw;
 use super::resolve::{duration, integer, word};
-use super::scheduler::scheduler;
+use super::scheduler::{check_slots, scheduler};
 use super::thresholds::thresholds;
 use super::words::Word;
 use super::{AddressPorts, Server, ServerPort, Service};
@@ -77,6 +77,7 @@ pub(super) fn service(
     }
     let replies_seen = servers.iter().map(|server| server.mode).chain([mode]).all(Mode::sees_replies);
     let scheduler = scheduler(&name, typed, diagnostics);
+    check_slots(&name, typed, &scheduler, &servers, diagnostics);
     // Where nothing but the addresses says which server it is, a packet after a restart still finds the one it was for.
     let default = match replies_seen {
         true => OutOfState::Reset,
