@@ -110,7 +110,7 @@ struct Table {
     json: bool,
     /// Numbers of connections, separated by commas. The table is full with them.
     #[arg(long, value_delimiter = ',', default_value = "10000,1000000",
-        value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     connections: Vec<u32>,
     /// Rounds, both in turns; the best counts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]

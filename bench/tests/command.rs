@@ -113,7 +113,7 @@ fn bad_input_is_refused_with_a_message_that_names_it() {
         (&["pipeline", "--flows", "many"], "many"),
         (&["pipeline", "--packets", "-1"], "-1"),
         (&["pipeline", "--quick", "--flows", "5"], "--quick"),
-        (&["table", "--connections", "0"], "1..=4000000"),
+        (&["table", "--connections", "0"], "1..=10000000"),
         (&["connect", "--schedulers", "wlc,lifo"], "no such scheduler"),
         (&["connect", "--open", "10"], "1000..=10000000"),
         (&["pipelines"], "pipelines"),
