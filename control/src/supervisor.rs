@@ -21,7 +21,7 @@ use shunt_engine::port::{Port, PortCaps, PortError};
 use shunt_engine::publish::{self, Publisher};
 use shunt_engine::punt::Punt;
 use shunt_engine::steer::Rule;
-use shunt_engine::{Mempool, PortId, WorkerId, ring};
+use shunt_engine::{Instant, Mempool, PortId, WorkerId, ring};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -41,6 +41,7 @@ use crate::kernel::Kernel;
 use crate::neighbours;
 use crate::netlink::{Events, Netlink, NetlinkError, Ruleset, Tables};
 use crate::offloads;
+use crate::recent::{self, Counts, Recent};
 use crate::rss::{self, RssMatch};
 use crate::shortage::Shortages;
 use crate::state::{Numbers, NumbersError, SERVERS_MAX, SERVICES_MAX};
@@ -128,6 +129,11 @@ pub struct Daemon {
     pub(crate) neighbours_refused: bool,
     pub(crate) shortages: Shortages,
     pub(crate) started: tokio::time::Instant,
+    /// When the workers had not begun yet.
+    pub(crate) workers_started: Instant,
+    /// What each port makes of the homes of flows.
+    pub(crate) rss: Vec<RssMatch>,
+    pub(crate) recent: Recent,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -246,6 +252,7 @@ impl Daemon {
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
         let made = devices::workers(engine, &mut devices, pipelines, pools, links, punt.as_ref())?;
+        let workers_started = Clock::System.now();
         let workers = Workers::start(made, cores).map_err(resources("start the workers"))?;
         for warning in workers.placements().iter().filter_map(|placement| placement.warning.as_ref()) {
             tracing::warn!("{warning}");
@@ -271,6 +278,9 @@ impl Daemon {
             neighbours_refused: false,
             shortages: Shortages::default(),
             started,
+            workers_started,
+            rss,
+            recent: Recent::default(),
         })
     }
 
@@ -303,7 +313,10 @@ impl Daemon {
         mut asked: mpsc::Receiver<Ask>,
     ) -> Result<(), RunError> {
         let mut probe = tokio::time::interval(neighbours::PROBE_INTERVAL);
-        probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut note = tokio::time::interval(recent::EVERY);
+        for interval in [&mut probe, &mut note] {
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
         loop {
             tokio::select! {
                 Some(tables) = changes.recv() => self.kernel_changed(tables).await,
@@ -313,6 +326,7 @@ impl Daemon {
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
                 _ = probe.tick() => self.look_after().await?,
+                _ = note.tick() => self.note(),
             }
         }
     }
@@ -336,6 +350,11 @@ impl Daemon {
             Err(error) => tracing::error!("not reloaded, nothing has changed:\n{error}"),
         }
         reloaded
+    }
+
+    /// Notes what the workers have counted.
+    fn note(&mut self) {
+        self.recent.note(Clock::System.now(), self.workers.views().iter().map(Counts::of));
     }
 
     /// What is due now and then.
@@ -464,7 +483,7 @@ fn pipelines(
             worker: WorkerId(number),
             workers: engine.workers,
             secret,
-            max_connections: engine.max_connections.div_ceil(engine.workers.into()),
+            max_connections: engine.connections_per_worker(),
             max_services: SERVICES_MAX as u32,
             max_servers: SERVERS_MAX as u32,
         };

@@ -1,4 +1,4 @@
-//! What a worker counts: events by name, and traffic by server slot.
+//! What a worker counts: events and gauges by name, and traffic by server slot.
 
 use shunt_engine::counters::Counters;
 
@@ -41,8 +41,16 @@ named! {
     }
 }
 
-/// Number of event and drop counters together.
-pub const GLOBAL: usize = Event::ALL.len() + DropReason::ALL.len();
+named! {
+    /// What goes up and down.
+    Gauge {
+        ConnectionsV4 = "connections_ipv4": "records in use in the table of IPv4 connections",
+        ConnectionsV6 = "connections_ipv6": "records in use in the table of IPv6 connections",
+    }
+}
+
+/// Number of events, drop reasons and gauges together.
+pub const GLOBAL: usize = Event::ALL.len() + DropReason::ALL.len() + Gauge::ALL.len();
 
 /// Index of an event in a worker's counters.
 pub const fn event(event: Event) -> usize {
@@ -52,6 +60,11 @@ pub const fn event(event: Event) -> usize {
 /// Index of a drop reason in a worker's counters.
 pub const fn drop_reason(reason: DropReason) -> usize {
     Event::ALL.len() + reason as usize
+}
+
+/// Index of a gauge in a worker's counters.
+pub const fn gauge(gauge: Gauge) -> usize {
+    Event::ALL.len() + DropReason::ALL.len() + gauge as usize
 }
 
 named! {
@@ -115,6 +128,12 @@ impl WorkerCounters {
     /// Counts `amount` events.
     pub fn events(&mut self, which: Event, amount: u64) {
         self.counters.add(event(which), amount);
+    }
+
+    /// Sets a gauge.
+    #[inline]
+    pub fn gauge(&mut self, which: Gauge, value: usize) {
+        self.counters.set(gauge(which), value as u64);
     }
 
     /// Counts a drop.

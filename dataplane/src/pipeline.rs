@@ -10,7 +10,7 @@ use shunt_engine::{BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin
 use crate::agreed::Agreed;
 use crate::classify::{Class, Ours, classify};
 use crate::conn::Ticks;
-use crate::counters::{self, Event, WorkerCounters};
+use crate::counters::{self, Event, Gauge, WorkerCounters};
 use crate::dump::{self, Dumps, Inquiry};
 use crate::fast;
 use crate::flow::{Context, Flows, Search};
@@ -163,6 +163,8 @@ impl Program for Pipeline {
         if next.iter().any(|tick| tick.removed > 0) {
             publication.request(counters);
         }
+        counters.gauge(Gauge::ConnectionsV4, v4.flows.table().len());
+        counters.gauge(Gauge::ConnectionsV6, v6.flows.table().len());
         let publication = publication.run(now, counters);
         let (tables, ticks) = ((v4.flows.table(), v6.flows.table()), Ticks::at(now));
         let dumping = dumps.work(|from, limit, found| dump::scan(tables, from, limit, ticks, found));

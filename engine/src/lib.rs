@@ -26,6 +26,7 @@ pub mod ring;
 pub mod rss;
 pub mod steer;
 mod sync;
+pub mod turn_times;
 pub mod waker;
 pub mod worker;
 

@@ -7,6 +7,7 @@ use crate::clock::{Duration, Instant};
 use crate::counters::{Counters, Published};
 use crate::port::{PortId, RxStats, TxStats};
 use crate::program::WorkerId;
+use crate::turn_times::{TURN_BUCKETS, TurnTimes};
 
 macro_rules! worker_counters {
     ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
@@ -77,7 +78,9 @@ worker_counters! {
 pub const BURST_BUCKETS: usize = BURST.ilog2() as usize + 1;
 
 const BUCKETS_AT: usize = WorkerCounter::ALL.len();
-const QUEUES_AT: usize = BUCKETS_AT + BURST_BUCKETS;
+const TURNS_AT: usize = BUCKETS_AT + BURST_BUCKETS;
+const LONGEST_AT: usize = TURNS_AT + TURN_BUCKETS;
+const QUEUES_AT: usize = LONGEST_AT + 1;
 const RX_FIELDS: usize = 6;
 const TX_FIELDS: usize = 4;
 
@@ -108,6 +111,14 @@ impl WorkerView {
     /// How many received bursts had 1, 2–3, 4–7, 8–15, 16–31, 32 frames.
     pub fn burst_sizes(&self) -> [u64; BURST_BUCKETS] {
         std::array::from_fn(|bucket| self.published.get(BUCKETS_AT + bucket))
+    }
+
+    /// How long the turns took that moved a frame.
+    pub fn turn_times(&self) -> TurnTimes {
+        TurnTimes {
+            buckets: std::array::from_fn(|bucket| self.published.get(TURNS_AT + bucket)),
+            longest: Duration::from_nanos(self.published.get(LONGEST_AT)),
+        }
     }
 
     /// The receive queues this worker polls: port, queue number, counts.
@@ -174,10 +185,14 @@ impl WorkerReport {
         self.counters.set(counter as usize, value);
     }
 
-    /// Counts time spent busy.
+    /// Counts a turn that moved a frame and took `time`.
     #[inline]
     pub(crate) fn busy(&mut self, time: Duration) {
         self.counters.add(WorkerCounter::BusyNanos as usize, time.as_nanos());
+        self.counters.bump(TURNS_AT + TurnTimes::bucket_of(time));
+        if time.as_nanos() > self.counters.get(LONGEST_AT) {
+            self.counters.set(LONGEST_AT, time.as_nanos());
+        }
     }
 
     /// Counts a received burst of `size` frames.
@@ -232,7 +247,8 @@ mod tests {
         for size in [1, 3, 31, 32, 0] {
             report.received(size);
         }
-        report.busy(Duration::from_micros(2));
+        report.busy(Duration::from_nanos(1_500));
+        report.busy(Duration::from_nanos(500));
         assert_eq!(view.get(WorkerCounter::RxPackets), 0);
         let rx = |packets| RxStats { packets, missed: 9, checksum_completed: 7, ..RxStats::default() };
         let tx = TxStats { packets: 5, errors: 6, ..TxStats::default() };
@@ -241,6 +257,9 @@ mod tests {
         assert_eq!((view.get(WorkerCounter::RxPackets), view.get(WorkerCounter::RxBursts)), (67, 4));
         assert_eq!(view.get(WorkerCounter::BusyNanos), 2_000);
         assert_eq!(view.burst_sizes(), [1, 1, 0, 0, 1, 1]);
+        let turns = view.turn_times();
+        assert_eq!((turns.count(), turns.buckets[8], turns.buckets[10]), (2, 1, 1));
+        assert_eq!(turns.longest, Duration::from_nanos(1_500));
         assert_eq!(view.rx().collect::<Vec<_>>(), [(eth, 1, rx(1)), (eth, 4, rx(2))]);
         assert_eq!(view.tx().collect::<Vec<_>>(), [(PortId(2), 1, tx)]);
         assert!(!report.is_due(now + Duration::from_micros(999)) && report.is_due(now + PUBLISH_EVERY));

@@ -3,21 +3,25 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use shunt_dataplane::counters::{Event, ServerField, drop_reason, event, server};
-use shunt_dataplane::server::ServerId;
+use shunt_dataplane::counters::{Event, Gauge, ServerField, drop_reason, event, gauge, server};
+use shunt_dataplane::server::{Mode, ServerId};
 use shunt_dataplane::verdict::DropReason;
-use shunt_engine::PortId;
 use shunt_engine::clock::Clock;
 use shunt_engine::port::{PortCaps, RxStats, TxStats};
 use shunt_engine::report::{WorkerCounter, WorkerView};
+use shunt_engine::turn_times::TurnTimes;
+use shunt_engine::{Duration, PortId};
 
 use super::connections::Access;
 use super::view::{
-    Counter, Counters, Persistence, Port, Queue, Server, Service, Status, Thresholds, Traffic, Worker,
-    Workers,
+    Counter, Counters, Load, Persistence, Port, Queue, Recent, Server, Service, Status, Thresholds, Traffic,
+    Turns, Worker, Workers,
 };
 use crate::config::{self, ServerPort};
 use crate::drain;
+use crate::handoff::{self, Facts, PortFacts};
+use crate::recent::{Counts, Stretch};
+use crate::rss::RssMatch;
 use crate::state::server_key;
 use crate::supervisor::Daemon;
 
@@ -100,18 +104,69 @@ impl Daemon {
     }
 
     pub(crate) fn workers_view(&self) -> Workers {
-        Workers { workers: self.workers.views().iter().map(|view| self.worker(view)).collect() }
+        let facts = self.handoff_facts();
+        let views = self.workers.views().iter().enumerate();
+        Workers {
+            handoff: handoff::words(&facts),
+            handed_off_share: handoff::share(&facts),
+            workers: views.map(|(number, view)| self.worker(number, view)).collect(),
+        }
     }
 
-    fn worker(&self, view: &WorkerView) -> Worker {
+    fn handoff_facts(&self) -> Facts {
+        let sum = |counter| self.workers.views().iter().map(|view| view.get(counter)).sum();
+        let mut servers = self.config.services.iter().flat_map(|service| &service.servers);
+        let ports = self.devices.iter().zip(&self.rss);
+        Facts {
+            workers: self.config.engine.workers,
+            ports: ports.map(|(device, rss)| port_facts(device.caps(), *rss)).collect(),
+            nat: servers.any(|server| server.mode == Mode::Nat),
+            received: sum(WorkerCounter::RxPackets),
+            handed: sum(WorkerCounter::HandoffOut),
+        }
+    }
+
+    fn worker(&self, number: usize, view: &WorkerView) -> Worker {
         let placement = self.workers.placements().iter().find(|placement| placement.worker == view.id());
         let counters =
             WorkerCounter::ALL.iter().map(|&counter| (counter.name().to_owned(), view.get(counter)));
+        let (now, counts) = (Clock::System.now(), Counts::of(view));
+        let recent = self.recent.stretch(number, now, counts);
+        let lived = Stretch::between(Counts::default(), counts, now.since(self.workers_started).as_nanos());
+        let [received, bursts, handed_out, handed_in, free] = [
+            WorkerCounter::RxPackets,
+            WorkerCounter::RxBursts,
+            WorkerCounter::HandoffOut,
+            WorkerCounter::HandoffIn,
+            WorkerCounter::PoolFree,
+        ]
+        .map(|counter| view.get(counter));
+        let engine = &self.config.engine;
+        let table = |which| Load {
+            used: self.counters[number].get(gauge(which)),
+            capacity: engine.connections_per_worker().into(),
+        };
         Worker {
             id: view.id().0,
             core: placement.and_then(|placement| placement.core),
             counters: counters.collect(),
+            recent: Recent {
+                seconds: recent.seconds,
+                packets_per_second: recent.packets_per_second,
+                busy: recent.busy,
+            },
+            busy: lived.busy,
             burst_sizes: view.burst_sizes().to_vec(),
+            burst_mean: ratio(received, bursts),
+            handed_out_share: ratio(handed_out, received),
+            handed_in_share: ratio(handed_in, received + handed_in),
+            connections_ipv4: table(Gauge::ConnectionsV4),
+            connections_ipv6: table(Gauge::ConnectionsV6),
+            buffers: Load {
+                used: u64::from(engine.buffers).saturating_sub(free),
+                capacity: engine.buffers.into(),
+            },
+            turns: turns(&view.turn_times()),
             rx: view.rx().map(|(port, queue, stats)| self.queue(port, queue, &rx_fields(&stats))).collect(),
             tx: view.tx().map(|(port, queue, stats)| self.queue(port, queue, &tx_fields(&stats))).collect(),
         }
@@ -177,6 +232,24 @@ impl Daemon {
         }
         sums.into_values().collect()
     }
+}
+
+fn port_facts(caps: &PortCaps, rss: RssMatch) -> PortFacts {
+    PortFacts { interface: caps.name.clone(), queues: caps.queues, rss }
+}
+
+fn turns(times: &TurnTimes) -> Turns {
+    let quantile = |share| times.quantile(share).map(Duration::as_nanos);
+    Turns {
+        histogram: times.buckets.to_vec(),
+        p50_nanos: quantile(0.5),
+        p99_nanos: quantile(0.99),
+        max_nanos: times.longest.as_nanos(),
+    }
+}
+
+fn ratio(part: u64, of: u64) -> Option<f64> {
+    (of > 0).then(|| part as f64 / of as f64)
 }
 
 fn rx_fields(stats: &RxStats) -> [(&'static str, &'static str, u64); 6] {

@@ -129,6 +129,10 @@ pub struct Traffic {
 /// `GET /v1/workers`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Workers {
+    /// Why packets are handed from worker to worker, and which share of those received: for people.
+    pub handoff: String,
+    /// That share, 0 … 1; null before the first packet.
+    pub handed_off_share: Option<f64>,
     /// All of them, by number.
     pub workers: Vec<Worker>,
 }
@@ -142,12 +146,63 @@ pub struct Worker {
     pub core: Option<usize>,
     /// Its counters by name.
     pub counters: BTreeMap<String, u64>,
+    /// What it did lately.
+    pub recent: Recent,
+    /// Share of the time since start in turns of its loop that moved a packet, 0 … 1.
+    pub busy: f64,
     /// Received bursts by size: 1, 2–3, 4–7, 8–15, 16–31, 32 frames.
     pub burst_sizes: Vec<u64>,
+    /// Their mean size; null before the first.
+    pub burst_mean: Option<f64>,
+    /// Of the packets it received from ports, the share it handed to other workers; null before the first.
+    pub handed_out_share: Option<f64>,
+    /// Of all packets that came to it, the share that other workers handed to it; null before the first.
+    pub handed_in_share: Option<f64>,
+    /// Its table of IPv4 connections.
+    pub connections_ipv4: Load,
+    /// Its table of IPv6 connections.
+    pub connections_ipv6: Load,
+    /// Packet buffers in use.
+    pub buffers: Load,
+    /// How long turns of its loop took.
+    pub turns: Turns,
     /// The queues it receives from.
     pub rx: Vec<Queue>,
     /// The queues it sends by.
     pub tx: Vec<Queue>,
+}
+
+/// A stretch of time that ends now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recent {
+    /// How long it is: about five seconds, less right after the start.
+    pub seconds: f64,
+    /// Packets received from ports.
+    pub packets_per_second: f64,
+    /// Share of the time in turns of the loop that moved a packet, 0 … 1.
+    pub busy: f64,
+}
+
+/// How full something is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// In use.
+    pub used: u64,
+    /// That there are.
+    pub capacity: u64,
+}
+
+/// Times of those turns of a worker's loop that moved a packet, since start. What the kernel took of the core counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    /// How many took from 2ⁿ up to 2ⁿ⁺¹ nanoseconds, n counted from 0.
+    pub histogram: Vec<u64>,
+    /// Half of them took no longer: the end of its bucket. Null before the first, as the next one.
+    pub p50_nanos: Option<u64>,
+    /// 99 in a hundred took no longer.
+    pub p99_nanos: Option<u64>,
+    /// The longest.
+    pub max_nanos: u64,
 }
 
 /// A queue.

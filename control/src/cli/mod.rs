@@ -6,6 +6,8 @@ mod connections;
 mod daemon;
 mod output;
 mod show;
+mod table;
+mod workers;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -1,6 +1,5 @@
 //! `shunt status` and `shunt counters`: the API's answers, for people or as JSON.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -9,7 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::output::print;
-use super::runtime;
+use super::table::{Table, bytes};
+use super::{runtime, workers};
 use crate::admin::client::ask;
 use crate::admin::view::{Counter, Counters, Persistence, Status, Workers};
 
@@ -18,7 +18,7 @@ pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 pub(super) fn workers(socket: &Path, json: bool) -> anyhow::Result<()> {
-    show::<Workers>(socket, "/v1/workers", json, workers_text)
+    show::<Workers>(socket, "/v1/workers", json, workers::text)
 }
 
 pub(super) fn counters(socket: &Path, json: bool) -> anyhow::Result<()> {
@@ -34,50 +34,6 @@ fn show<T: DeserializeOwned + Serialize>(
     let answer: T = runtime()?.block_on(ask(socket, Method::GET, path))?;
     let shown = if json { serde_json::to_string_pretty(&answer)? + "\n" } else { text(&answer) };
     print(&shown)
-}
-
-/// Lines of cells, each column as wide as its widest cell.
-#[derive(Default)]
-struct Table {
-    rows: Vec<Vec<String>>,
-    /// Columns aligned to the left; the others are numbers.
-    left: usize,
-}
-
-impl Table {
-    fn new(left: usize, head: &[&str]) -> Self {
-        let mut table = Self { rows: Vec::new(), left };
-        table.row(head.iter().map(ToString::to_string));
-        table
-    }
-
-    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
-    }
-
-    fn text(&self) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let mut text = String::new();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let gap = if column == 0 { "" } else { "  " };
-                let width = widths[column];
-                let cell =
-                    if column < self.left { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
-                line.push_str(gap);
-                line.push_str(&cell);
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
 }
 
 /// Services and servers in the shape of `ipvsadm -Ln`, with traffic.
@@ -163,43 +119,6 @@ fn persistent(persistence: Persistence) -> String {
     text
 }
 
-fn workers_text(workers: &Workers) -> String {
-    let columns = [
-        ("rx_packets", "Rx"),
-        ("tx_packets", "Tx"),
-        ("handoff_in", "HandoffIn"),
-        ("handoff_out", "HandoffOut"),
-        ("punted", "Punted"),
-        ("program_drops", "Drops"),
-        ("sleeps", "Sleeps"),
-        ("pool_free", "PoolFree"),
-    ];
-    let value = |counters: &BTreeMap<String, u64>, name: &str| counters.get(name).copied().unwrap_or(0);
-    let mut head = vec!["Worker", "Core"];
-    head.extend(columns.map(|(_, title)| title));
-    let mut table = Table::new(2, &head);
-    let mut queues = Table::new(
-        3,
-        &["Queue", "Way", "Worker", "Packets", "Bytes", "Oversize", "NoBuffer", "Missed", "Errors"],
-    );
-    for worker in &workers.workers {
-        let core = worker.core.map_or_else(|| "any".to_owned(), |core| core.to_string());
-        let mut cells = vec![worker.id.to_string(), core];
-        cells.extend(columns.map(|(name, _)| value(&worker.counters, name).to_string()));
-        table.row(cells);
-        for (way, list) in [("rx", &worker.rx), ("tx", &worker.tx)] {
-            for queue in list {
-                let name = format!("{}/{}", queue.interface, queue.queue);
-                let mut cells = vec![name, way.to_owned(), worker.id.to_string()];
-                let fields = ["packets", "bytes", "oversize", "no_buffer", "missed", "errors"];
-                cells.extend(fields.map(|field| value(&queue.counters, field).to_string()));
-                queues.row(cells);
-            }
-        }
-    }
-    format!("{}\n{}", table.text(), queues.text())
-}
-
 fn counters_text(counters: &Counters) -> String {
     let mut text = String::new();
     let groups = [
@@ -229,21 +148,6 @@ fn duration(seconds: u64) -> String {
         (0, hours, minutes) => format!("{hours} h {minutes} min"),
         (days, hours, _) => format!("{days} d {hours} h"),
     }
-}
-
-/// `1536` as `1536`, `2097152` as `2.0M`: the units of ipvsadm's rates, base 1024.
-fn bytes(bytes: u64) -> String {
-    let units = ["K", "M", "G", "T", "P"];
-    let mut value = bytes as f64;
-    let mut unit = "";
-    for next in units {
-        if value < 10_240.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = next;
-    }
-    if unit.is_empty() { bytes.to_string() } else { format!("{value:.1}{unit}") }
 }
 
 #[cfg(test)]
@@ -311,11 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_short_enough_to_read() {
-        assert_eq!(
-            [bytes(0), bytes(10_239), bytes(20_480), bytes(52_428_800)],
-            ["0", "10239", "20.0K", "50.0M"]
-        );
+    fn times_are_short_enough_to_read() {
         assert_eq!([duration(5), duration(3_700), duration(90_000)], ["5 s", "1 h 1 min", "1 d 1 h"]);
     }
 }

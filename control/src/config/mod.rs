@@ -70,6 +70,13 @@ pub struct Engine {
     pub manage_addresses: bool,
 }
 
+impl Engine {
+    /// Connections of each IP version that one worker can hold.
+    pub fn connections_per_worker(&self) -> u32 {
+        self.max_connections.div_ceil(self.workers.into())
+    }
+}
+
 /// The channel for people and programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Api {

@@ -215,9 +215,12 @@ impl Daemon {
     }
 
     fn workers(&self) -> Vec<Value> {
-        let output = self.shunt(&["status", "--workers", "--json"]);
-        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-        status["workers"].as_array().unwrap().clone()
+        self.status_workers()["workers"].as_array().unwrap().clone()
+    }
+
+    /// `status --workers --json`.
+    pub(crate) fn status_workers(&self) -> Value {
+        serde_json::from_slice(&self.shunt(&["status", "--workers", "--json"]).stdout).unwrap()
     }
 
     /// One of the counters of events, over all workers.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::{Conn, Timeouts};
-use shunt_dataplane::counters::{self, Event, ServerField};
+use shunt_dataplane::counters::{self, Event, Gauge, ServerField};
 use shunt_dataplane::neigh::{HopId, NextHop};
 use shunt_dataplane::pipeline::{Config, Pipeline};
 use shunt_dataplane::route::Hops;
@@ -468,6 +468,9 @@ impl Lab {
         let reasons = DropReason::ALL.iter().map(|&reason| counters::drop_reason(reason));
         let counted: u64 = events.into_iter().chain(reasons).map(|index| self.sum(index)).sum();
         assert_eq!(counted, self.decided, "a decision was not counted once");
+        let used = [Gauge::ConnectionsV4, Gauge::ConnectionsV6].map(|which| self.sum(counters::gauge(which)));
+        let live = [self.connections().len(), self.connections_v6().len()];
+        assert_eq!(used, live.map(|live| live as u64), "records in use");
         for slot in 0..SLOTS {
             self.check_load(slot);
         }

@@ -194,4 +194,6 @@ fn busy_time_is_that_of_turns_which_moved_a_frame() {
     worker.turn();
     assert_eq!(counts(&bench, &mut worker)(C::BusyNanos), 3_000);
     assert_eq!(worker.view().burst_sizes()[0], 1);
+    let turns = worker.view().turn_times();
+    assert_eq!((turns.count(), turns.longest), (1, Duration::from_micros(3)));
 }
