@@ -356,12 +356,13 @@ mod tests {
     #[test]
     fn workers_that_open_at_once_never_pass_the_limit() {
         const THREADS: u64 = 4;
+        const ROUNDS: u32 = if cfg!(miri) { 200 } else { 20_000 };
         let limits = Thresholds { upper: 50, lower: 50 };
         let occupancy = Occupancy::new(2);
         let (inside, most) = (AtomicU64::new(0), AtomicU64::new(0));
         let work = || {
             let (mut admitted, mut refused) = (0u64, 0u64);
-            for round in 0..20_000 {
+            for round in 0..ROUNDS {
                 if occupancy.enter(ID, limits, Visitor::New) {
                     let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
                     most.fetch_max(now, Ordering::SeqCst);
@@ -489,5 +490,102 @@ mod tests {
         assert_eq!((pick(&mut ones), look(&mut other, &mut others, &limited)), (Some(ID), Some(ID)));
         ones.set_available(ID, false);
         assert_eq!(look(&mut one, &mut ones, &limited), None, "one's own bell is no news");
+    }
+}
+
+#[cfg(test)]
+#[cfg(loom)]
+mod loom_tests {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+    use crate::server::Mode;
+
+    const ID: ServerId = ServerId { slot: 0, generation: 5 };
+    const ONE: Thresholds = Thresholds { upper: 1, lower: 1 };
+
+    #[test]
+    fn loom_the_last_place_is_given_once() {
+        loom::model(|| {
+            let occupancy = Arc::new(Occupancy::new(1));
+            let other = thread::spawn({
+                let occupancy = occupancy.clone();
+                move || occupancy.enter(ID, ONE, Visitor::New)
+            });
+            let mine = occupancy.enter(ID, ONE, Visitor::New);
+            let other = other.join().expect("the other does not panic");
+            assert_ne!(mine, other);
+            assert_eq!(occupancy.count(ID), 1);
+        });
+    }
+
+    #[test]
+    fn loom_a_place_that_is_left_is_free_for_one_and_nothing_is_lost() {
+        loom::model(|| {
+            let occupancy = Arc::new(Occupancy::new(1));
+            assert!(occupancy.enter(ID, ONE, Visitor::New));
+            let other = thread::spawn({
+                let occupancy = occupancy.clone();
+                move || occupancy.leave(ID)
+            });
+            let entered = occupancy.enter(ID, ONE, Visitor::New);
+            other.join().expect("the other does not panic");
+            assert_eq!(occupancy.count(ID), u32::from(entered));
+            assert_eq!(occupancy.enter(ID, ONE, Visitor::New), !entered);
+        });
+    }
+
+    #[test]
+    fn loom_what_an_older_tenant_leaves_is_not_taken_from_the_newer_one() {
+        loom::model(|| {
+            let occupancy = Arc::new(Occupancy::new(1));
+            assert!(occupancy.enter(ID, ONE, Visitor::New));
+            let new = ServerId { generation: 6, ..ID };
+            let other = thread::spawn({
+                let occupancy = occupancy.clone();
+                move || occupancy.leave(ID)
+            });
+            assert!(occupancy.enter(new, ONE, Visitor::New));
+            other.join().expect("the other does not panic");
+            assert_eq!((occupancy.count(new), occupancy.count(ID)), (1, 0));
+        });
+    }
+
+    /// A worker with one connection of the server hears of its thresholds, then opens another one and closes the first.
+    fn follows(occupancy: std::sync::Arc<Occupancy>) -> bool {
+        let (mut doors, mut schedulers) = (Doors::new(occupancy, 1), SchedulerState::new(1, 1, 0));
+        schedulers.opened(ID, true);
+        let limited = Server {
+            id: ID,
+            service: ServiceId(0),
+            address: [10, 0, 0, 1].into(),
+            port: None,
+            mode: Mode::Dr,
+            weight: 1,
+            drain_at: None,
+            down: false,
+            thresholds: Some(Thresholds { upper: 4, lower: 4 }),
+            hop: None,
+        };
+        doors.follow([limited.clone()].iter(), &mut schedulers);
+        let entered = doors.enter(&limited, Visitor::New);
+        doors.leave(ID);
+        entered
+    }
+
+    #[test]
+    fn loom_workers_that_hear_of_thresholds_one_after_the_other_count_every_connection_once() {
+        loom::model(|| {
+            let occupancy = std::sync::Arc::new(Occupancy::new(1));
+            let other = thread::spawn({
+                let occupancy = occupancy.clone();
+                move || follows(occupancy)
+            });
+            let mine = follows(occupancy.clone());
+            let other = other.join().expect("the other does not panic");
+            assert!(mine && other, "there is room for both");
+            assert_eq!(occupancy.count(ID), 2);
+        });
     }
 }

@@ -4,10 +4,10 @@
 //! torn down on a worker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
 use crossbeam_utils::CachePadded;
+
+use crate::sync::{ArcSwap, AtomicU64, Ordering};
 
 /// The running number of a published value; the first is 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,5 +162,56 @@ mod tests {
             }
         });
         assert_eq!(publisher.in_force(), Generation(LAST + 1));
+    }
+}
+
+#[cfg(test)]
+#[cfg(loom)]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn loom_a_generation_comes_with_its_value_or_a_newer_one() {
+        loom::model(|| {
+            let (mut publisher, mut readers) = channel(1, 1);
+            let mut reader = readers.remove(0);
+            let worker = thread::spawn(move || {
+                for _ in 0..2 {
+                    reader.refresh();
+                    assert!(*reader.get() >= reader.generation().0, "{} is too old", reader.get());
+                }
+            });
+            publisher.publish(2);
+            publisher.publish(3);
+            worker.join().expect("the worker does not panic");
+        });
+    }
+
+    #[test]
+    fn loom_when_a_generation_is_in_force_nobody_works_with_an_older_one() {
+        loom::model(|| {
+            let (mut publisher, mut readers) = channel("old", 1);
+            let mut reader = readers.remove(0);
+            let used = loom::sync::Arc::new(AtomicU64::new(0));
+            let worker = thread::spawn({
+                let used = used.clone();
+                move || {
+                    reader.refresh();
+                    if *reader.get() == "old" {
+                        used.store(1, Ordering::Relaxed);
+                    }
+                    reader.refresh();
+                }
+            });
+            let second = publisher.publish("new");
+            let in_force = publisher.in_force() >= second;
+            let before = used.load(Ordering::Relaxed);
+            worker.join().expect("the worker does not panic");
+            if in_force {
+                assert_eq!(used.load(Ordering::Relaxed), before, "the old one was used since");
+            }
+        });
     }
 }

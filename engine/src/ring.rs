@@ -303,7 +303,13 @@ mod tests {
 
     #[test]
     fn ten_million_frames_handed_one_way_drain_no_pool() {
-        const FRAMES: u64 = if cfg!(miri) { 5_000 } else { 10_000_000 };
+        const FRAMES: u64 = if cfg!(miri) {
+            5_000
+        } else if cfg!(tsan) {
+            500_000
+        } else {
+            10_000_000
+        };
         let ([mut left, mut right], [mut pool, mut other]) = pair(4096);
         let receiver = std::thread::spawn(move || {
             let (mut next, mut burst) = (0u64, Burst::new());

@@ -167,4 +167,45 @@ mod loom_tests {
             assert!(seen || rung, "the sleeper saw nothing and nobody rings");
         });
     }
+
+    #[test]
+    fn loom_of_two_who_bring_work_one_rings() {
+        loom::model(|| {
+            let flag = Arc::new(SleepFlag::new());
+            let works = [(), ()].map(|()| Arc::new(AtomicBool::new(false)));
+            let bringers = works.clone().map(|work| {
+                let flag = flag.clone();
+                thread::spawn(move || {
+                    work.store(true, Ordering::Release);
+                    flag.claim()
+                })
+            });
+            flag.announce();
+            let seen = works.iter().all(|work| work.load(Ordering::Acquire));
+            let rung = bringers.map(|bringer| bringer.join().expect("the bringer does not panic"));
+            assert!(seen || rung != [false, false], "the sleeper missed something and nobody rings");
+            assert!(rung != [true, true], "one ring is enough");
+        });
+    }
+
+    #[test]
+    fn loom_a_sleep_that_was_called_off_does_not_cost_the_next_one_its_wake_up() {
+        loom::model(|| {
+            let flag = Arc::new(SleepFlag::new());
+            let work = Arc::new(AtomicBool::new(false));
+            let bringer = thread::spawn({
+                let (flag, work) = (flag.clone(), work.clone());
+                move || {
+                    work.store(true, Ordering::Release);
+                    flag.claim()
+                }
+            });
+            flag.announce();
+            flag.retract();
+            flag.announce();
+            let seen = work.load(Ordering::Acquire);
+            let rung = bringer.join().expect("the bringer does not panic");
+            assert!(seen || rung, "the sleeper saw nothing and nobody rings");
+        });
+    }
 }

@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn nine_slots_in_ten_fill_before_the_first_is_refused() {
-        for slots in [100, 10_000, 1_000_000] {
+        let sizes: &[usize] = if cfg!(miri) { &[100] } else { &[100, 10_000, 1_000_000] };
+        for &slots in sizes {
             let mut index = Index::new(slots).unwrap();
             let refused = (0..).find(|&i| !index.insert(hash(i), entry(i))).unwrap();
             println!("{slots}: refused at a load of {:.3}", index.load());

@@ -533,7 +533,7 @@ mod tests {
 
     #[test]
     fn every_record_can_be_used_with_both_directions() {
-        const CAPACITY: u32 = 100_000;
+        const CAPACITY: u32 = if cfg!(miri) { 200 } else { 100_000 };
         let mut table = table(CAPACITY as usize);
         for i in 0..CAPACITY {
             table.insert(conn(i, Mode::Fullnat, 100), Ticks(0)).unwrap();
@@ -568,6 +568,7 @@ mod tests {
     /// Who knows the secret can name tuples that share both their buckets: so many fit and no more. Under any other
     /// secret the same tuples are like any others.
     #[test]
+    #[cfg_attr(miri, ignore = "hours, and nothing that shorter tests do not touch")]
     fn crafted_collisions_fill_a_table_whose_secret_is_known_and_no_other() {
         const KNOWN: [u64; 2] = [1, 2];
         const CAPACITY: usize = 256;
@@ -620,6 +621,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "hours, and nothing that shorter tests do not touch")]
     fn an_idle_connection_goes_when_its_timeout_is_over_not_before_and_not_long_after() {
         let second = 1_000_000_000_u64.div_ceil(1 << Ticks::SHIFT) as u32;
         for timeout in [1, 10, second, 10 * second, 900 * second, 3000 * second] {
@@ -634,6 +636,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "hours, and nothing that shorter tests do not touch")]
     fn a_busy_connection_stays_and_goes_one_timeout_after_its_last_packet() {
         let mut table = table(4);
         let id = table.insert(conn(1, Mode::Nat, 100), Ticks(0)).unwrap();
@@ -685,6 +688,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "hours, and nothing that shorter tests do not touch")]
     fn a_dump_in_steps_shows_every_connection_once() {
         let mut table = table(100);
         let ids: Vec<_> = (0..60).map(|i| table.insert(conn(i, Mode::Nat, 10), Ticks(0)).unwrap()).collect();

@@ -194,3 +194,102 @@ impl<T: Copy> Consumer<T> {
         self.ring.consumer().store(self.next, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::ManuallyDrop;
+
+    use super::*;
+
+    const SIZE: usize = 8;
+
+    /// A ring as the kernel lays it out, but on the heap.
+    #[repr(C)]
+    struct Memory {
+        producer: AtomicU32,
+        consumer: AtomicU32,
+        elements: [u64; SIZE],
+    }
+
+    /// Both ends of a ring whose indices begin at `first`: our consumer plays the kernel of our producer, and the other
+    /// way round. Neither is dropped, for nothing of it was mapped; the memory is leaked.
+    fn ends(first: u32) -> (ManuallyDrop<Producer<u64>>, ManuallyDrop<Consumer<u64>>) {
+        let [producer, consumer] = [first; 2].map(AtomicU32::new);
+        let memory = NonNull::from(Box::leak(Box::new(Memory { producer, consumer, elements: [0; SIZE] })));
+        let ring = || {
+            let place = memory.as_ptr();
+            // SAFETY: these are fields of a value that lives for ever.
+            let (producer, consumer, elements) = unsafe {
+                (&raw mut (*place).producer, &raw mut (*place).consumer, &raw mut (*place).elements)
+            };
+            Ring {
+                mapping: memory.cast(),
+                mapping_len: 0,
+                producer: NonNull::new(producer).unwrap(),
+                consumer: NonNull::new(consumer).unwrap(),
+                flags: None,
+                elements: NonNull::new(elements).unwrap().cast(),
+                size: SIZE as u32,
+            }
+        };
+        let producer = Producer { ring: ring(), next: first, consumed: first };
+        (
+            ManuallyDrop::new(producer),
+            ManuallyDrop::new(Consumer { ring: ring(), next: first, produced: first }),
+        )
+    }
+
+    #[test]
+    fn elements_arrive_in_order_on_another_thread_also_when_indices_wrap() {
+        const ELEMENTS: u64 = if cfg!(miri) { 200 } else { 100_000 };
+        let (mut producer, mut consumer) = ends(u32::MAX - 50);
+        let kernel = std::thread::spawn(move || {
+            let mut next = 0;
+            while next < ELEMENTS {
+                match consumer.pop() {
+                    Some(element) => {
+                        assert_eq!(element, next);
+                        next += 1;
+                        // As many at once as a burst may have.
+                        if next % 3 == 0 || next == ELEMENTS {
+                            consumer.release();
+                        }
+                    }
+                    None => {
+                        consumer.release();
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        });
+        let mut next = 0;
+        while next < ELEMENTS {
+            let room = producer.room(SIZE as u32 / 2);
+            assert!(room <= SIZE as u32);
+            if room == 0 {
+                std::thread::yield_now();
+            }
+            let end = (next + u64::from(room)).min(ELEMENTS);
+            (next..end).for_each(|element| producer.push(element));
+            next = end;
+            producer.commit();
+        }
+        kernel.join().unwrap();
+        assert!(!producer.is_pending());
+    }
+
+    #[test]
+    fn nothing_is_seen_before_it_is_committed_and_no_room_before_it_is_released() {
+        let (mut producer, mut consumer) = ends(0);
+        assert_eq!(producer.room(1), SIZE as u32);
+        (0..SIZE as u64).for_each(|element| producer.push(element));
+        assert_eq!(consumer.pop(), None);
+        producer.commit();
+        assert!(producer.is_pending());
+        let popped: Vec<_> = std::iter::from_fn(|| consumer.pop()).collect();
+        assert_eq!(popped, (0..SIZE as u64).collect::<Vec<_>>());
+        assert_eq!(producer.room(1), 0);
+        consumer.release();
+        assert_eq!((producer.room(1), producer.is_pending()), (SIZE as u32, false));
+    }
+}
