@@ -168,10 +168,16 @@ impl WorkerCounters {
     pub fn server_packet(&mut self, id: ServerId, to_server: bool, bytes: u64) {
         if self.generations[id.slot as usize] == id.generation {
             let packets = if to_server { ServerField::PacketsIn } else { ServerField::PacketsOut };
-            let packets = server(id.slot, packets);
-            self.counters.bump(packets);
-            self.counters.add(packets + 1, bytes);
+            self.counters.add_pair(server(id.slot, packets), [1, bytes]);
         }
+    }
+
+    /// The same for a server that is known to be its slot's tenant.
+    #[inline]
+    pub fn packet_of_known(&mut self, id: ServerId, to_server: bool, bytes: u64) {
+        debug_assert_eq!(self.generations[id.slot as usize], id.generation);
+        let packets = if to_server { ServerField::PacketsIn } else { ServerField::PacketsOut };
+        self.counters.add_pair(server(id.slot, packets), [1, bytes]);
     }
 
     /// Takes from a counter of server `id`, if it is still its slot's tenant.

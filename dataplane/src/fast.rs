@@ -4,22 +4,19 @@
 //! record has; no step depends on the one before but through the cache. What is unusual in any respect goes the long way
 //! ([`crate::classify`], [`crate::stages`]), which would do the same to a usual packet, more slowly; a test compares them.
 
-use shunt_engine::Frame;
 use shunt_engine::port::MacAddr;
+use shunt_engine::{Frame, PortId};
 
 use crate::conn::{Conn, ConnFlags, Direction, State};
-use crate::counters::Event;
 use crate::flow::{Context, Flows, Search};
-use crate::forward;
 use crate::ip::Ip;
 use crate::neigh::{Exit, HopId};
 use crate::server::Mode;
 use crate::tuple::{Endpoint, Protocol, Tuple, V4, V6};
-use crate::verdict::{Decision, DropReason};
-use crate::wire::checksum::{Delta, Sum};
+use crate::wire::checksum::{self, Delta, Sum};
 use crate::wire::ethernet::ethertype;
 use crate::wire::tcp::{self, flags};
-use crate::wire::{get_u16, put_u16, udp};
+use crate::wire::{Family, get_u16, ipip, ipv4, ipv6, put_u16, udp};
 
 /// Which IP version a frame's packet is by its link header, and where it begins. `None` for frames to other stations.
 #[inline(always)]
@@ -35,6 +32,9 @@ pub(crate) fn link(frame: &[u8], macs: &[MacAddr]) -> Option<(u16, usize)> {
     }
 }
 
+/// Headroom of a usual frame: for a tunnel's header and a tag.
+const ROOM: usize = 64;
+
 /// How usual packets look in one IP version.
 pub trait Usual: Ip {
     /// Where the header says which transport protocol follows.
@@ -47,6 +47,13 @@ pub trait Usual: Ip {
 
     /// Whether the IP header is as usual: right, of a whole packet, without options, and with hops left.
     fn is_usual(headers: &[u8]) -> bool;
+
+    /// What a link header says of this version.
+    const ETHERTYPE: u16;
+
+    /// Writes a tunnel's header, from `src` to `dst`, at the head of `packet`; the packet in the tunnel is behind it. As
+    /// [`Ip::encapsulate`] does.
+    fn wrap(packet: &mut [u8], src: Self, dst: Self, id: u16);
 }
 
 impl Usual for V4 {
@@ -63,6 +70,27 @@ impl Usual for V4 {
         let is_whole = get_u16(header, 6) & 0x3fff == 0;
         (header[0] == 0x45) & is_whole & (header[8] > 1) & Sum::is_right(header)
     }
+
+    const ETHERTYPE: u16 = ethertype::IPV4;
+
+    #[inline(always)]
+    fn wrap(packet: &mut [u8], src: Self, dst: Self, id: u16) {
+        let (outer, inner) = packet.split_first_chunk_mut::<{ ipv4::HEADER_LEN }>().expect("room was made");
+        let version_and_tos = 0x4500 | u16::from(inner[1]);
+        let len = get_u16(inner, 2) + ipip::OVERHEAD;
+        let dont_fragment = get_u16(inner, 6) & ipv4::DONT_FRAGMENT;
+        let ttl = u16::from(inner[8]) << 8;
+        let sum = checksum::pseudo_header(src, dst, ipv4::protocol::IPIP, len.into());
+        let sum = sum.word(version_and_tos).word(id).word(dont_fragment).word(ttl);
+        put_u16(outer, 0, version_and_tos);
+        put_u16(outer, 2, len);
+        put_u16(outer, 4, id);
+        put_u16(outer, 6, dont_fragment);
+        put_u16(outer, 8, ttl | u16::from(ipv4::protocol::IPIP));
+        put_u16(outer, 10, sum.checksum());
+        src.put(outer, Self::SOURCE);
+        dst.put(outer, Self::SOURCE + Self::LEN);
+    }
 }
 
 impl Usual for V6 {
@@ -76,6 +104,20 @@ impl Usual for V6 {
     #[inline(always)]
     fn is_usual(headers: &[u8]) -> bool {
         (headers[0] >> 4 == 6) & (headers[7] > 1)
+    }
+
+    const ETHERTYPE: u16 = ethertype::IPV6;
+
+    #[inline(always)]
+    fn wrap(packet: &mut [u8], src: Self, dst: Self, _id: u16) {
+        let (outer, inner) = packet.split_first_chunk_mut::<{ ipv6::HEADER_LEN }>().expect("room was made");
+        // Version, traffic class and flow label.
+        outer[..4].copy_from_slice(&inner[..4]);
+        put_u16(outer, 4, get_u16(inner, 4) + ipv6::HEADER_LEN as u16);
+        outer[6] = ipv6::protocol::IPV6;
+        outer[7] = inner[7];
+        src.put(outer, Self::SOURCE);
+        dst.put(outer, Self::SOURCE + Self::LEN);
     }
 }
 
@@ -113,7 +155,7 @@ impl<A: Usual> Flows<A> {
         (usual & transport).then(|| self.seek(&tuple(headers)))
     }
 
-    /// Sends the usual packet at `l3` on, and counts it. `None` if it has to go the long way; nothing has changed then.
+    /// Sends the usual packet at `l3` on. `None` if it has to go the long way; nothing has changed then.
     #[inline(always)]
     pub(crate) fn forward(
         &mut self,
@@ -121,40 +163,34 @@ impl<A: Usual> Flows<A> {
         search: &Search,
         l3: usize,
         frame: &mut Frame,
-    ) -> Option<Decision> {
+    ) -> Option<PortId> {
         let headers = frame.data().get(l3..)?.get(..A::HEADERS)?;
         let len = A::len(headers);
         let (conn, direction) = self.table.candidate_mut(search.candidate()?, &tuple(headers))?;
         let exit = exit(conn, direction, cx)?;
-        let (mode, protocol) = (conn.mode(), conn.protocol);
-        let overhead = if mode == Mode::Tun { A::TUNNEL_OVERHEAD } else { 0 };
-        if len + usize::from(overhead) > usize::from(exit.mtu) || !knows_client(conn, direction, frame, cx) {
+        let is_tunnel = conn.mode == Mode::Tun as u8;
+        let overhead = if is_tunnel { A::TUNNEL_OVERHEAD } else { 0 };
+        let fits = len + usize::from(overhead) <= usize::from(exit.mtu);
+        let has_headroom = frame.headroom() >= ROOM;
+        if !(fits & has_headroom) || !knows_client(conn, direction, frame, cx) {
             return None;
         }
         conn.last_seen = cx.ticks;
-        cx.counters.server_packet(conn.server_id, direction == Direction::Request, len as u64);
+        cx.counters.packet_of_known(conn.server_id, direction == Direction::Request, len as u64);
         let headers = &mut frame.data_mut()[l3..l3 + A::HEADERS];
-        if mode.sees_replies() {
-            rewrite(headers, protocol, conn, direction);
+        if conn.mode().sees_replies() {
+            rewrite(headers, conn, direction);
         } else {
             lose_hop::<A>(headers, Delta::default());
         }
-        if mode == Mode::Tun || l3 != usize::from(exit.header_len) + 2 {
-            let decision = change_length(cx, conn, direction, l3, frame).unwrap_or_else(Decision::Drop);
-            cx.count(decision);
-            return Some(decision);
-        }
-        cx.counters.event(Event::Forwarded);
-        let data = frame.data_mut();
-        if exit.header_len == 12 {
-            data[..12].copy_from_slice(&exit.header[..12]);
+        if is_tunnel {
+            through_tunnel(cx, conn, exit, l3, len, frame);
+        } else if l3 == exit.len() {
+            exit.write(frame.data_mut(), conn.client_mac);
         } else {
-            data[..16].copy_from_slice(&exit.header);
+            behind_another_header(exit, l3, conn.client_mac, frame);
         }
-        if exit.attached {
-            data[..6].copy_from_slice(&conn.client_mac);
-        }
-        Some(Decision::Forward(exit.port))
+        Some(exit.port)
     }
 }
 
@@ -165,15 +201,11 @@ fn exit<'a, A: Ip>(conn: &Conn<A>, direction: Direction, cx: &Context<'a, '_>) -
     let goes_on = conn.flags.0 & (UNUSUAL | ConnFlags::AGAIN) == ConnFlags::AGAIN;
     let is_steady = (conn.state == State::Established as u8) | (conn.state == State::Udp as u8);
     let is_known = conn.generation == cx.snapshot.generation();
-    if goes_on & is_steady & is_known { cx.snapshot.exit(way_out(conn, direction)) } else { None }
-}
-
-#[inline(always)]
-const fn way_out<A: Ip>(conn: &Conn<A>, direction: Direction) -> HopId {
-    match direction {
-        Direction::Request => HopId(conn.server_hop),
-        Direction::Reply => HopId(conn.client_hop),
-    }
+    let hop = match direction {
+        Direction::Request => conn.server_hop,
+        Direction::Reply => conn.client_hop,
+    };
+    if goes_on & is_steady & is_known { cx.snapshot.exit(HopId(hop)) } else { None }
 }
 
 /// Whether a packet tells nothing new about where its client is: a reply, or a request from the station on record or from
@@ -188,7 +220,7 @@ fn knows_client<A: Ip>(conn: &Conn<A>, direction: Direction, frame: &Frame, cx: 
 
 /// Gives a packet the addresses and ports that its connection has on the other side.
 #[inline(always)]
-fn rewrite<A: Usual>(headers: &mut [u8], protocol: u8, conn: &Conn<A>, direction: Direction) {
+fn rewrite<A: Usual>(headers: &mut [u8], conn: &Conn<A>, direction: Direction) {
     let (src, dst, undone) = match direction {
         Direction::Request => (&conn.peer, &conn.server, false),
         Direction::Reply => (&conn.vip, &conn.client, true),
@@ -198,7 +230,7 @@ fn rewrite<A: Usual>(headers: &mut [u8], protocol: u8, conn: &Conn<A>, direction
     put_u16(headers, A::HEADER_LEN, src.port);
     put_u16(headers, A::HEADER_LEN + 2, dst.port);
     let delta = Delta::folded(conn.deltas.endpoints, undone);
-    if protocol == Protocol::Tcp.number() {
+    if conn.protocol == Protocol::Tcp.number() {
         let at = A::HEADER_LEN + tcp::CHECKSUM;
         put_u16(headers, at, delta.apply(get_u16(headers, at)));
     } else {
@@ -217,24 +249,32 @@ fn lose_hop<A: Usual>(headers: &mut [u8], delta: Delta) {
     }
 }
 
-/// Puts the packet into a tunnel if its connection has one, and behind a link header of another length.
-#[inline(never)]
-fn change_length<A: Usual>(
+/// Puts the packet of `len` bytes at `l3` into another one to its server.
+#[inline(always)]
+fn through_tunnel<A: Usual>(
     cx: &mut Context<'_, '_>,
     conn: &Conn<A>,
-    direction: Direction,
-    mut l2_len: usize,
+    exit: &Exit,
+    l3: usize,
+    len: usize,
     frame: &mut Frame,
-) -> Result<Decision, DropReason> {
-    let hop = cx.snapshot.hop(way_out(conn, direction)).ok_or(DropReason::NoRoute)?;
-    if conn.mode() == Mode::Tun {
-        let own = hop.address.and_then(A::from_ip).unwrap_or(conn.vip.address);
-        cx.shared.originated.ip_id = cx.shared.originated.ip_id.wrapping_add(1);
-        A::encapsulate(frame, l2_len, own, conn.server.address, cx.shared.originated.ip_id)
-            .map_err(|_| DropReason::NoHeadroom)?;
-        l2_len = 0;
-    }
-    let destination = hop.destination.unwrap_or(MacAddr(conn.client_mac));
-    forward::set_link(frame, l2_len, hop.source, destination, hop.vid).map_err(|_| DropReason::NoHeadroom)?;
-    Ok(Decision::Forward(hop.port))
+) {
+    let own = exit.address.and_then(A::from_ip).unwrap_or(conn.vip.address);
+    let id = cx.shared.originated.next_ip_id();
+    // What is behind the packet stays behind.
+    let fits = frame.set_len(l3 + len) && frame.push_front(exit.len() + A::HEADER_LEN - l3);
+    debug_assert!(fits, "the frame has {ROOM} bytes of headroom");
+    let data = frame.data_mut();
+    exit.write_typed(data, A::ETHERTYPE, conn.client_mac);
+    A::wrap(&mut data[exit.len()..], own, conn.server.address, id);
+}
+
+/// Gives the packet at `l3` a link header of another length.
+#[inline(never)]
+fn behind_another_header(exit: &Exit, l3: usize, client: [u8; 6], frame: &mut Frame) {
+    let ethertype = get_u16(frame.data(), l3 - 2);
+    frame.pull_front(l3);
+    let fits = frame.push_front(exit.len());
+    debug_assert!(fits, "the frame has {ROOM} bytes of headroom");
+    exit.write_typed(frame.data_mut(), ethertype, client);
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::wire::ethernet::ethertype;
+use crate::wire::put_u16;
 use shunt_engine::PortId;
 use shunt_engine::port::MacAddr;
 
@@ -23,11 +24,40 @@ pub struct Exit {
     pub mtu: u16,
     /// The destination in the header is none: it is each client's own.
     pub attached: bool,
+    /// The director's own address there.
+    pub address: Option<IpAddr>,
 }
 
 impl Exit {
     /// No way out.
-    pub const NONE: Self = Self { header: [0; 16], header_len: 12, port: PortId(0), mtu: 0, attached: false };
+    pub const NONE: Self =
+        Self { header: [0; 16], header_len: 12, port: PortId(0), mtu: 0, attached: false, address: None };
+
+    /// Length of the link header, EtherType included.
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.header_len as usize + 2
+    }
+
+    /// Writes the link header but for the EtherType; `client` is the destination if that is each client's own.
+    #[inline(always)]
+    pub fn write(&self, frame: &mut [u8], client: [u8; 6]) {
+        if self.header_len == 12 {
+            frame[..12].copy_from_slice(&self.header[..12]);
+        } else {
+            frame[..16].copy_from_slice(&self.header);
+        }
+        if self.attached {
+            frame[..6].copy_from_slice(&client);
+        }
+    }
+
+    /// The same with the EtherType.
+    #[inline(always)]
+    pub fn write_typed(&self, frame: &mut [u8], ethertype: u16, client: [u8; 6]) {
+        self.write(frame, client);
+        put_u16(frame, usize::from(self.header_len), ethertype);
+    }
 }
 
 impl From<&NextHop> for Exit {
@@ -40,7 +70,7 @@ impl From<&NextHop> for Exit {
         let attached = hop.destination.is_none() && hop.attached;
         let mtu = if hop.destination.is_some() || attached { hop.mtu } else { 0 };
         let header_len = if hop.vid.is_some() { 16 } else { 12 };
-        Self { header, header_len, port: hop.port, mtu, attached }
+        Self { header, header_len, port: hop.port, mtu, attached, address: hop.address }
     }
 }
 

@@ -5,14 +5,16 @@ use arrayvec::ArrayVec;
 use shunt_engine::counters::Published;
 use shunt_engine::program::Verdicts;
 use shunt_engine::publish::Reader;
-use shunt_engine::{BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, WorkerId};
+use shunt_engine::{
+    BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, Verdict, WorkerId,
+};
 
 use crate::agreed::Agreed;
 use crate::classify::{Class, Ours, classify};
 use crate::conn::Ticks;
 use crate::counters::{self, Event, Gauge, WorkerCounters};
 use crate::dump::{self, Dumps, Inquiry};
-use crate::fast;
+use crate::fast::{self, Usual};
 use crate::flow::{Context, Flows, Search};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
@@ -144,7 +146,7 @@ impl Program for Pipeline {
         let mut read = Read::default();
         look(v4, v6, snapshot, frames, &mut seen, &mut read);
         narrow(v4, v6, &mut seen[..frames.len()], &mut read);
-        if !act(v4, v6, &mut cx, &seen, &read, frames, verdicts) {
+        if !act(v4, v6, &mut cx, &seen[..frames.len()], &read, frames, verdicts) {
             agenda.due = Instant::ZERO;
         }
         publication.request(counters);
@@ -228,15 +230,32 @@ fn look(
     for (frame, seen) in frames.iter().zip(seen) {
         let data = frame.data();
         let usual = match fast::link(data, snapshot.macs()) {
-            Some((ethertype::IPV4, l3)) => (Kind::UsualV4, l3, v4.flows.usual(data, l3)),
-            Some((ethertype::IPV6, l3)) => (Kind::UsualV6, l3, v6.flows.usual(data, l3)),
-            Some(_) | None => (Kind::NotOurs, 0, None),
+            Some((ethertype::IPV4, l3)) => look_usual(&v4.flows, Kind::UsualV4, data, l3, seen),
+            Some((ethertype::IPV6, l3)) => look_usual_v6(v6, data, l3, seen),
+            Some(_) | None => false,
         };
-        *seen = match usual {
-            (kind, l3, Some(search)) => Seen { kind, l3: l3 as u8, search },
-            (_, _, None) => Seen { kind: look_closer(v4, v6, snapshot, data, read), ..Seen::default() },
-        };
+        if !usual {
+            seen.kind = look_closer(v4, v6, snapshot, data, read);
+        }
     }
+}
+
+/// A first look at a packet that may be a usual one. Returns whether it is.
+#[inline(always)]
+fn look_usual<A: Usual>(flows: &Flows<A>, kind: Kind, frame: &[u8], l3: usize, seen: &mut Seen) -> bool {
+    match flows.usual(frame, l3) {
+        Some(search) => {
+            *seen = Seen { kind, l3: l3 as u8, search };
+            true
+        }
+        None => false,
+    }
+}
+
+/// IPv6 in a function of its own: inlined it would take IPv4's registers.
+#[inline(never)]
+fn look_usual_v6(v6: &Stages<V6>, frame: &[u8], l3: usize, seen: &mut Seen) -> bool {
+    look_usual(&v6.flows, Kind::UsualV6, frame, l3, seen)
 }
 
 /// A first look at an unusual packet.
@@ -278,26 +297,27 @@ fn act(
     v4: &mut Stages<V4>,
     v6: &mut Stages<V6>,
     cx: &mut Context<'_, '_>,
-    seen: &[Seen; BURST],
+    seen: &[Seen],
     read: &Read,
     frames: &mut Burst,
     verdicts: &mut Verdicts,
 ) -> bool {
-    let mut all_usual = true;
     let (mut read_v4, mut read_v6) = (read.v4.iter(), read.v6.iter());
-    for (Seen { kind, l3, search }, frame) in seen.iter().zip(frames) {
-        let l3 = usize::from(*l3);
-        let sent = match kind {
-            Kind::UsualV4 => v4.flows.forward(cx, search, l3, frame),
-            Kind::UsualV6 => v6.flows.forward(cx, search, l3, frame),
-            Kind::V4 | Kind::V6 | Kind::NotOurs | Kind::Broken(_) => None,
+    let mut decided = [Verdict::Drop; BURST];
+    let (mut at, mut unusual) = (0, 0);
+    while at < frames.len() {
+        let ahead = &mut frames[at..];
+        let sent = match seen[at].kind {
+            Kind::UsualV4 => go_on(&mut v4.flows, cx, &seen[at..], ahead, &mut decided[at..]),
+            Kind::UsualV6 => go_on(&mut v6.flows, cx, &seen[at..], ahead, &mut decided[at..]),
+            Kind::V4 | Kind::V6 | Kind::NotOurs | Kind::Broken(_) => 0,
         };
-        if let Some(decision) = sent {
-            verdicts.push(decision.into());
+        at += sent;
+        if sent > 0 {
             continue;
         }
-        all_usual = false;
-        let decision = match kind {
+        let frame = &mut frames[at];
+        let decision = match seen[at].kind {
             Kind::UsualV4 | Kind::UsualV6 => long_way(v4, v6, cx, frame),
             Kind::V4 => {
                 let (ours, search) = read_v4.next().expect("an entry was made for every such frame");
@@ -308,12 +328,38 @@ fn act(
                 decide_v6(v6, cx, ours, *search, frame)
             }
             Kind::NotOurs => Decision::Punt,
-            Kind::Broken(reason) => Decision::Drop(*reason),
+            Kind::Broken(reason) => Decision::Drop(reason),
         };
         cx.count(decision);
-        verdicts.push(decision.into());
+        decided[at] = decision.into();
+        at += 1;
+        unusual += 1;
     }
-    all_usual
+    cx.counters.events(Event::Forwarded, (frames.len() - unusual) as u64);
+    verdicts.try_extend_from_slice(&decided[..frames.len()]).expect("there is a place for each frame");
+    unusual == 0
+}
+
+/// Sends usual packets of one IP version on, up to the first that is none after all. Returns how many.
+#[inline(never)]
+fn go_on<A: Usual>(
+    flows: &mut Flows<A>,
+    cx: &mut Context<'_, '_>,
+    seen: &[Seen],
+    frames: &mut [Frame],
+    verdicts: &mut [Verdict],
+) -> usize {
+    let kind = std::mem::discriminant(&seen[0].kind);
+    let mut sent = 0;
+    for ((seen, frame), verdict) in seen.iter().zip(frames).zip(verdicts) {
+        if std::mem::discriminant(&seen.kind) != kind {
+            break;
+        }
+        let Some(port) = flows.forward(cx, &seen.search, seen.l3.into(), frame) else { break };
+        *verdict = Verdict::Forward(port);
+        sent += 1;
+    }
+    sent
 }
 
 /// A packet that looked usual, and whose connection is not, or not there.

@@ -22,7 +22,7 @@ pub struct Originated {
     icmp: RateLimit,
     resets: RateLimit,
     /// Identification of the last outer IPv4 header.
-    pub(crate) ip_id: u16,
+    ip_id: u16,
     /// Identification of the last IPv6 packet that was cut: the worker's number, and a count.
     fragment_id: u32,
 }
@@ -38,6 +38,13 @@ impl Originated {
     /// last packet are gone (RFC 8200 §4.5).
     const COUNT_BITS: u32 = 26;
     const COUNT: u32 = (1 << Self::COUNT_BITS) - 1;
+
+    /// The identification of another outer IPv4 header.
+    #[inline]
+    pub(crate) fn next_ip_id(&mut self) -> u16 {
+        self.ip_id = self.ip_id.wrapping_add(1);
+        self.ip_id
+    }
 
     fn next_fragment_id(&mut self) -> u32 {
         self.fragment_id = self.fragment_id & !Self::COUNT | self.fragment_id.wrapping_add(1) & Self::COUNT;
@@ -167,8 +174,7 @@ fn dress<A: Ip>(
     frame: &mut Frame,
 ) -> Result<(), DropReason> {
     if let Some((src, dst)) = tunnel {
-        cx.shared.originated.ip_id = cx.shared.originated.ip_id.wrapping_add(1);
-        A::encapsulate(frame, l2_len, src, dst, cx.shared.originated.ip_id)
+        A::encapsulate(frame, l2_len, src, dst, cx.shared.originated.next_ip_id())
             .map_err(|_| DropReason::NoHeadroom)?;
         l2_len = 0;
     }

@@ -5,6 +5,7 @@ use crate::classify;
 use crate::conn::{Conn, Deltas};
 use crate::flow::Context;
 use crate::ip::Ip;
+use crate::neigh::HopId;
 use crate::snapshot::Snapshot;
 
 /// The generation of records whose way is to be worked out for every packet.
@@ -30,7 +31,9 @@ fn find<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
     let server = cx.snapshot.server(conn.server_id).and_then(|server| server.hop.as_ref());
     let client = cx.snapshot.hops(conn.client.address.to_ip());
     let [server_hop, client_hop] = [server, client].map(|hops| hops.map(|hops| hops.of(path).0));
-    conn.server_hop = server_hop.unwrap_or(Conn::<A>::NO_HOP);
+    // A server is one station, or unreachable for now.
+    let is_station = |&hop: &u16| cx.snapshot.hop(HopId(hop)).is_some_and(|hop| !hop.attached);
+    conn.server_hop = server_hop.filter(is_station).unwrap_or(Conn::<A>::NO_HOP);
     conn.client_hop = client_hop.unwrap_or(Conn::<A>::NO_HOP);
     conn.deltas = Deltas::of(conn);
     conn.generation = if is_ours(conn, cx.snapshot) { cx.snapshot.generation() } else { NEVER };

@@ -41,6 +41,14 @@ impl Counters {
         self.private[index] = self.private[index].wrapping_add(amount);
     }
 
+    /// Adds to a counter and to the one behind it.
+    #[inline]
+    pub fn add_pair(&mut self, index: usize, amounts: [u64; 2]) {
+        let pair = &mut self.private[index..index + 2];
+        pair[0] = pair[0].wrapping_add(amounts[0]);
+        pair[1] = pair[1].wrapping_add(amounts[1]);
+    }
+
     /// Takes `amount` off: for gauges such as live connections.
     #[inline]
     pub fn sub(&mut self, index: usize, amount: u64) {

@@ -163,6 +163,24 @@ pub fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// Which of `lanes` are `value`: bit 0 for the first. All eight are compared at once where the processor can.
+#[inline(always)]
+pub fn equal_lanes(lanes: &[u16; 8], value: u16) -> u8 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is part of x86-64; the load is of 16 bytes that `lanes` borrows, and needs no alignment.
+    unsafe {
+        use std::arch::x86_64::{
+            _mm_cmpeq_epi16, _mm_loadu_si128, _mm_movemask_epi8, _mm_packs_epi16, _mm_set1_epi16,
+            _mm_setzero_si128,
+        };
+        let equal =
+            _mm_cmpeq_epi16(_mm_loadu_si128(lanes.as_ptr().cast()), _mm_set1_epi16(value.cast_signed()));
+        _mm_movemask_epi8(_mm_packs_epi16(equal, _mm_setzero_si128())) as u8
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    lanes.iter().zip(0..).fold(0, |found, (&lane, bit)| found | u8::from(lane == value) << bit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +193,14 @@ mod tests {
         slab[999] = 7;
         assert_eq!(slab[999], 7);
         assert_eq!(slab.as_ptr() as usize % 64, 0);
+    }
+
+    #[test]
+    fn equal_lanes_are_told_by_their_bits() {
+        assert_eq!(equal_lanes(&[7, 1, 0x8000, 7, 0, 0xffff, 6, 7], 7), 0b1000_1001);
+        assert_eq!(equal_lanes(&[7, 1, 0x8000, 7, 0, 0xffff, 6, 7], 0x8000), 0b0000_0100);
+        assert_eq!(equal_lanes(&[0xffff; 8], 0xffff), 0xff);
+        assert_eq!(equal_lanes(&[0; 8], 1), 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! the tag alone, so that a slot can be moved without reading its record. A full pair makes room by moving one slot to
 //! its other bucket. A bucket knows how many of its slots live elsewhere: while that is none, a miss costs one line.
 
-use shunt_engine::mem::{Slab, prefetch};
+use shunt_engine::mem::{Slab, equal_lanes, prefetch};
 use zerocopy::FromZeros;
 
 use super::table::Direction;
@@ -213,16 +213,21 @@ impl Bucket {
     /// The slots with `tag`. All are compared at once.
     #[inline]
     fn tagged(&self, tag: u16) -> impl Iterator<Item = usize> + use<> {
-        let mut matches = 0u32;
-        for slot in 0..SLOTS {
-            matches |= u32::from(self.tags[slot] == tag) << slot;
-        }
+        let mut matches = matching(&self.tags, tag);
         std::iter::from_fn(move || {
             let slot = (matches != 0).then(|| matches.trailing_zeros() as usize)?;
             matches &= matches - 1;
             Some(slot)
         })
     }
+}
+
+/// The slots of `tags` that hold `tag`, one bit each.
+#[inline(always)]
+fn matching(tags: &[u16; SLOTS], tag: u16) -> u32 {
+    let (eight, rest) = tags.split_first_chunk().expect("there are more than eight");
+    let found = u32::from(equal_lanes(eight, tag));
+    rest.iter().zip(8..).fold(found, |found, (&other, slot)| found | u32::from(other == tag) << slot)
 }
 
 /// The upper bits of the hash, never 0. The lower bits name the bucket.
