@@ -1,11 +1,13 @@
 //! Flows: bytes, `now` and a snapshot in, verdicts out. No socket, file, clock or thread.
 //!
-//! One packet's way through the files: [`classify`] reads its headers once, [`home`] says which worker it belongs to,
-//! [`flow`] finds its connection in [`conn`] or opens one by [`service`], [`scheduler`] and [`laddr`], [`transmit`] finds
-//! the next hop ([`route`], [`neigh`]) and has [`forward`] edit it. [`pipeline`] calls them in that order over a burst.
-//! [`snapshot`] is what control publishes; [`counters`] and [`verdict`] name everything that can happen.
+//! One packet's way through the files: [`pipeline`] is one worker's program and `burst` the stages of a burst. The usual
+//! packet of an established connection goes the short way, `fast`. Any other goes the long one: [`classify`] reads its
+//! headers once, [`home`] says which worker it belongs to, [`flow`] finds its connection in [`conn`] or opens one by
+//! [`service`], [`scheduler`] and [`laddr`], [`transmit`] finds the next hop ([`route`], [`neigh`]) and has [`forward`]
+//! edit it. [`snapshot`] is what control publishes; [`counters`] and [`verdict`] name everything that can happen.
 
 pub mod agreed;
+mod burst;
 mod choose;
 pub mod classify;
 pub mod conn;

@@ -1,27 +1,21 @@
-//! The stages of one burst, in order, over one worker's flows. Reads like the picture of a packet's life:
-//! classify → home → (prefetch) → flow → verdict.
+//! One worker's program: what it keeps between bursts, and what becomes due with time. What happens to the packets of a
+//! burst is in [`crate::burst`].
 
-use arrayvec::ArrayVec;
 use shunt_engine::counters::Published;
 use shunt_engine::program::Verdicts;
 use shunt_engine::publish::Reader;
-use shunt_engine::{
-    BURST, Burst, Duration, Emit, Frame, Instant, Mempool, Origin, Program, Verdict, WorkerId,
-};
+use shunt_engine::{Burst, Duration, Emit, Instant, Mempool, Origin, Program, WorkerId};
 
 use crate::agreed::Agreed;
-use crate::classify::{Class, Ours, classify};
+use crate::burst;
 use crate::conn::Ticks;
 use crate::counters::{self, Event, Gauge, WorkerCounters};
 use crate::dump::{self, Dumps, Inquiry};
-use crate::fast::{self, Usual};
-use crate::flow::{Context, Flows, Search};
+use crate::flow::{Context, Flows};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::stages::Stages;
 use crate::tuple::{V4, V6};
-use crate::verdict::{Decision, DropReason};
-use crate::wire::ethernet::ethertype;
 
 /// What is fixed when a worker starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,11 +136,7 @@ impl Program for Pipeline {
         let Self { snapshot, v4, v6, shared, counters, publication, agenda, .. } = self;
         let snapshot = snapshot.get();
         let mut cx = Context::new(now, origin, snapshot, counters, shared, emit);
-        let mut seen = [Seen::default(); BURST];
-        let mut read = Read::default();
-        look(v4, v6, snapshot, frames, &mut seen, &mut read);
-        narrow(v4, v6, &mut seen[..frames.len()], &mut read);
-        if !act(v4, v6, &mut cx, &seen[..frames.len()], &read, frames, verdicts) {
+        if !burst::run(v4, v6, &mut cx, frames, verdicts) {
             agenda.due = Instant::ZERO;
         }
         publication.request(counters);
@@ -180,230 +170,6 @@ impl Program for Pipeline {
         pool.free_all(self.v4.fragments.drain().map(|held| held.frame));
         pool.free_all(self.v6.fragments.drain().map(|held| held.frame));
     }
-}
-
-/// What a first look at a frame tells.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    kind: Kind,
-    /// Of a usual packet: where its IP header begins.
-    l3: u8,
-    /// Of a usual packet: its flow.
-    search: Search,
-}
-
-/// Which way a frame goes on.
-#[derive(Clone, Copy, Debug, Default)]
-enum Kind {
-    /// The short way.
-    UsualV4,
-    /// The short way.
-    UsualV6,
-    /// The next of [`Read::v4`].
-    V4,
-    /// The next of [`Read::v6`].
-    V6,
-    #[default]
-    NotOurs,
-    Broken(DropReason),
-}
-
-/// Packets that go the long way, in order. Each IP version has its own list: in one, IPv4's entries would be as big as
-/// IPv6's, and slower to write.
-#[derive(Debug, Default)]
-struct Read {
-    v4: ArrayVec<(Ours<V4>, Option<Search>), BURST>,
-    v6: ArrayVec<(Ours<V6>, Option<Search>), BURST>,
-}
-
-/// The first stage: what the frames are. Their buckets are fetched.
-#[inline(never)]
-fn look(
-    v4: &Stages<V4>,
-    v6: &Stages<V6>,
-    snapshot: &Snapshot,
-    frames: &Burst,
-    seen: &mut [Seen; BURST],
-    read: &mut Read,
-) {
-    frames.iter().for_each(Frame::prefetch);
-    for (frame, seen) in frames.iter().zip(seen) {
-        let data = frame.data();
-        let usual = match fast::link(data, snapshot.macs()) {
-            Some((ethertype::IPV4, l3)) => look_usual(&v4.flows, Kind::UsualV4, data, l3, seen),
-            Some((ethertype::IPV6, l3)) => look_usual_v6(v6, data, l3, seen),
-            Some(_) | None => false,
-        };
-        if !usual {
-            seen.kind = look_closer(v4, v6, snapshot, data, read);
-        }
-    }
-}
-
-/// A first look at a packet that may be a usual one. Returns whether it is.
-#[inline(always)]
-fn look_usual<A: Usual>(flows: &Flows<A>, kind: Kind, frame: &[u8], l3: usize, seen: &mut Seen) -> bool {
-    match flows.usual(frame, l3) {
-        Some(search) => {
-            *seen = Seen { kind, l3: l3 as u8, search };
-            true
-        }
-        None => false,
-    }
-}
-
-/// IPv6 in a function of its own: inlined it would take IPv4's registers.
-#[inline(never)]
-fn look_usual_v6(v6: &Stages<V6>, frame: &[u8], l3: usize, seen: &mut Seen) -> bool {
-    look_usual(&v6.flows, Kind::UsualV6, frame, l3, seen)
-}
-
-/// A first look at an unusual packet.
-#[inline(never)]
-fn look_closer(v4: &Stages<V4>, v6: &Stages<V6>, snapshot: &Snapshot, frame: &[u8], read: &mut Read) -> Kind {
-    match classify(frame, snapshot) {
-        Class::V4(ours) => {
-            let search = v4.seek(&ours);
-            read.v4.push((ours, search));
-            Kind::V4
-        }
-        Class::V6(ours) => {
-            let search = v6.seek(&ours);
-            read.v6.push((ours, search));
-            Kind::V6
-        }
-        Class::NotOurs => Kind::NotOurs,
-        Class::Drop(reason) => Kind::Broken(reason),
-    }
-}
-
-/// The second stage: the buckets are there, and the records are fetched.
-#[inline(never)]
-fn narrow(v4: &Stages<V4>, v6: &Stages<V6>, seen: &mut [Seen], read: &mut Read) {
-    for seen in seen {
-        match seen.kind {
-            Kind::UsualV4 => v4.flows.narrow(&mut seen.search),
-            Kind::UsualV6 => v6.flows.narrow(&mut seen.search),
-            Kind::V4 | Kind::V6 | Kind::NotOurs | Kind::Broken(_) => {}
-        }
-    }
-    read.v4.iter_mut().filter_map(|(_, search)| search.as_mut()).for_each(|search| v4.flows.narrow(search));
-    read.v6.iter_mut().filter_map(|(_, search)| search.as_mut()).for_each(|search| v6.flows.narrow(search));
-}
-
-/// The third stage: the records are there, and packets are sent on. Returns whether all of them were usual.
-#[inline(never)]
-fn act(
-    v4: &mut Stages<V4>,
-    v6: &mut Stages<V6>,
-    cx: &mut Context<'_, '_>,
-    seen: &[Seen],
-    read: &Read,
-    frames: &mut Burst,
-    verdicts: &mut Verdicts,
-) -> bool {
-    let (mut read_v4, mut read_v6) = (read.v4.iter(), read.v6.iter());
-    let mut decided = [Verdict::Drop; BURST];
-    let (mut at, mut unusual) = (0, 0);
-    while at < frames.len() {
-        let ahead = &mut frames[at..];
-        let sent = match seen[at].kind {
-            Kind::UsualV4 => go_on(&mut v4.flows, cx, &seen[at..], ahead, &mut decided[at..]),
-            Kind::UsualV6 => go_on(&mut v6.flows, cx, &seen[at..], ahead, &mut decided[at..]),
-            Kind::V4 | Kind::V6 | Kind::NotOurs | Kind::Broken(_) => 0,
-        };
-        at += sent;
-        if sent > 0 {
-            continue;
-        }
-        let frame = &mut frames[at];
-        let decision = match seen[at].kind {
-            Kind::UsualV4 | Kind::UsualV6 => long_way(v4, v6, cx, frame),
-            Kind::V4 => {
-                let (ours, search) = read_v4.next().expect("an entry was made for every such frame");
-                decide_v4(v4, cx, ours, *search, frame)
-            }
-            Kind::V6 => {
-                let (ours, search) = read_v6.next().expect("an entry was made for every such frame");
-                decide_v6(v6, cx, ours, *search, frame)
-            }
-            Kind::NotOurs => Decision::Punt,
-            Kind::Broken(reason) => Decision::Drop(reason),
-        };
-        cx.count(decision);
-        decided[at] = decision.into();
-        at += 1;
-        unusual += 1;
-    }
-    cx.counters.events(Event::Forwarded, (frames.len() - unusual) as u64);
-    verdicts.try_extend_from_slice(&decided[..frames.len()]).expect("there is a place for each frame");
-    unusual == 0
-}
-
-/// Sends usual packets of one IP version on, up to the first that is none after all. Returns how many.
-#[inline(never)]
-fn go_on<A: Usual>(
-    flows: &mut Flows<A>,
-    cx: &mut Context<'_, '_>,
-    seen: &[Seen],
-    frames: &mut [Frame],
-    verdicts: &mut [Verdict],
-) -> usize {
-    let kind = std::mem::discriminant(&seen[0].kind);
-    let mut sent = 0;
-    for ((seen, frame), verdict) in seen.iter().zip(frames).zip(verdicts) {
-        if std::mem::discriminant(&seen.kind) != kind {
-            break;
-        }
-        let Some(port) = flows.forward(cx, &seen.search, seen.l3.into(), frame) else { break };
-        *verdict = Verdict::Forward(port);
-        sent += 1;
-    }
-    sent
-}
-
-/// A packet that looked usual, and whose connection is not, or not there.
-#[inline(never)]
-fn long_way(
-    v4: &mut Stages<V4>,
-    v6: &mut Stages<V6>,
-    cx: &mut Context<'_, '_>,
-    frame: &mut Frame,
-) -> Decision {
-    match classify(frame.data(), cx.snapshot) {
-        Class::V4(ours) => {
-            let search = v4.seek(&ours);
-            decide_v4(v4, cx, &ours, search, frame)
-        }
-        Class::V6(ours) => {
-            let search = v6.seek(&ours);
-            decide_v6(v6, cx, &ours, search, frame)
-        }
-        Class::NotOurs => Decision::Punt,
-        Class::Drop(reason) => Decision::Drop(reason),
-    }
-}
-
-#[inline(never)]
-fn decide_v4(
-    v4: &mut Stages<V4>,
-    cx: &mut Context<'_, '_>,
-    ours: &Ours<V4>,
-    search: Option<Search>,
-    frame: &mut Frame,
-) -> Decision {
-    v4.decide(cx, ours, search, frame)
-}
-
-#[inline(never)]
-fn decide_v6(
-    v6: &mut Stages<V6>,
-    cx: &mut Context<'_, '_>,
-    ours: &Ours<V6>,
-    search: Option<Search>,
-    frame: &mut Frame,
-) -> Decision {
-    v6.decide(cx, ours, search, frame)
 }
 
 /// Publishes counters piece by piece, so that many servers do not make one tick long.
