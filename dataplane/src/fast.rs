@@ -185,7 +185,7 @@ impl<A: Usual> Flows<A> {
         }
         if is_tunnel {
             through_tunnel(cx, conn, exit, l3, len, frame);
-        } else if l3 == exit.len() {
+        } else if l3 == exit.link_len() {
             exit.write(frame.data_mut(), conn.client_mac);
         } else {
             behind_another_header(exit, l3, conn.client_mac, frame);
@@ -262,11 +262,11 @@ fn through_tunnel<A: Usual>(
     let own = exit.address.and_then(A::from_ip).unwrap_or(conn.vip.address);
     let id = cx.shared.originated.next_ip_id();
     // What is behind the packet stays behind.
-    let fits = frame.set_len(l3 + len) && frame.push_front(exit.len() + A::HEADER_LEN - l3);
+    let fits = frame.set_len(l3 + len) && frame.push_front(exit.link_len() + A::HEADER_LEN - l3);
     debug_assert!(fits, "the frame has {ROOM} bytes of headroom");
     let data = frame.data_mut();
     exit.write_typed(data, A::ETHERTYPE, conn.client_mac);
-    A::wrap(&mut data[exit.len()..], own, conn.server.address, id);
+    A::wrap(&mut data[exit.link_len()..], own, conn.server.address, id);
 }
 
 /// Gives the packet at `l3` a link header of another length.
@@ -274,7 +274,7 @@ fn through_tunnel<A: Usual>(
 fn behind_another_header(exit: &Exit, l3: usize, client: [u8; 6], frame: &mut Frame) {
     let ethertype = get_u16(frame.data(), l3 - 2);
     frame.pull_front(l3);
-    let fits = frame.push_front(exit.len());
+    let fits = frame.push_front(exit.link_len());
     debug_assert!(fits, "the frame has {ROOM} bytes of headroom");
     exit.write_typed(frame.data_mut(), ethertype, client);
 }

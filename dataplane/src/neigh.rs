@@ -35,7 +35,7 @@ impl Exit {
 
     /// Length of the link header, EtherType included.
     #[inline]
-    pub const fn len(&self) -> usize {
+    pub const fn link_len(&self) -> usize {
         self.header_len as usize + 2
     }
 
