@@ -242,7 +242,10 @@ impl Daemon {
         let mut devices = devices::open(&config.ports, pools[0].region(), engine.workers)?;
         let punt = open_punt(&devices)?;
         let (spread, rss) = rss::agree(devices.iter().map(|device| device.caps()), engine.workers);
-        let ports = open_ports(&devices, &rss, &kernel);
+        let ports = open_ports(&devices, &kernel);
+        if workers > 1 {
+            ports.iter().zip(&rss).for_each(|(port, rss)| tracing::info!("port {}: {rss}", port.info.name));
+        }
         fits(&config, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
         let snapshot = compile(&config, &kernel, &ports, &mut numbers, &Snapshot::default())?;
@@ -428,10 +431,10 @@ fn fits(config: &Config, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
     if conflicts.is_empty() { Ok(()) } else { Err(RunError::Machine(conflicts)) }
 }
 
-fn open_ports(devices: &[Box<dyn Port>], rss: &[RssMatch], kernel: &Kernel) -> Vec<OpenPort> {
-    let open = |((number, caps), rss): ((usize, &PortCaps), &RssMatch)| {
+fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {
+    let open = |(number, caps): (usize, &PortCaps)| {
         tracing::info!(
-            "port {}: {}, {} queues, MTU {}, {}, {rss}",
+            "port {}: {}, {} queues, MTU {}, {}",
             caps.name,
             caps.kind,
             caps.queues,
@@ -444,7 +447,7 @@ fn open_ports(devices: &[Box<dyn Port>], rss: &[RssMatch], kernel: &Kernel) -> V
             info: PortInfo { name: caps.name.clone(), mac: caps.mac },
         }
     };
-    devices.iter().map(|device| device.caps()).enumerate().zip(rss).map(open).collect()
+    devices.iter().map(|device| device.caps()).enumerate().map(open).collect()
 }
 
 /// The way back to the kernel, where a port takes frames away from it.

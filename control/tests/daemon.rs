@@ -277,6 +277,17 @@ fn a_reload_adds_and_removes_services_and_keeps_servers() {
 }
 
 #[test]
+fn a_core_that_is_not_there_is_refused_by_run_and_only_told_by_check() {
+    let lab = Lab::new("cores");
+    lab.configure("[engine]\ncores = \"1023\"\n");
+    let why = "engine.cores: core 1023 is not to be had here; there are ";
+    refused(&lab.run(), why);
+    lab.is_clean();
+    let checked = lab.shunt(&["check", lab.file().to_str().unwrap()]);
+    assert!(checked.status.success() && stderr(&checked).contains(&format!("warning: {why}")));
+}
+
+#[test]
 fn a_bad_file_is_refused_with_its_place_and_changes_nothing() {
     let mut lab = Lab::new("bad");
     lab.start();

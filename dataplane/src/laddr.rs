@@ -15,15 +15,19 @@ use shunt_engine::WorkerId;
 use crate::conn::GivesWay;
 use crate::home::Home;
 use crate::service::Local;
-use crate::solve::{EIGHT, Solver};
+use crate::solve::{Solver, lowest};
 use crate::tuple::{Address, Endpoint, Protocol, Tuple};
 
 /// Tries per call. A call gives up after that many taken ports, and the next one goes on behind: a search never holds up
 /// the packet path, and the one port that is free among `n` is found within `n / 256` calls, rounded up.
 pub const TRIES_MAX: u32 = 256;
 
-/// Looks per call at eight ports each, of which there may be none of the worker's: enough for all tries with 64 workers.
-const LOOKS_MAX: u32 = 16 * TRIES_MAX;
+/// Looks per call at a group of ports, of which none may be the worker's: enough for all tries, unless it has unusually
+/// few.
+const LOOKS_MAX: u32 = 4 * TRIES_MAX;
+
+/// Ports of a group: as many as there are workers, so that about one of them is a worker's, within these bounds.
+const GROUP: RangeInclusive<u16> = 8..=64;
 
 /// Free ports per call that are passed by for one of another address, whose answers come to the worker's queue.
 const PASSED_MAX: u64 = 16;
@@ -31,12 +35,14 @@ const PASSED_MAX: u64 = 16;
 /// Chooses the local ports of one worker.
 #[derive(Clone, Debug)]
 pub struct LocalPorts<A> {
-    worker: u16,
-    workers: u16,
+    /// Which ports of a group are ours by their remainder, by the remainder of the first.
+    by_remainder: Box<[u64]>,
     /// Where it is known how NICs spread flows.
     solver: Option<Solver<A>>,
-    /// The next port to look at: address by address eight ports of each, then the next eight. It never goes back, so a
-    /// port that was given comes up again after all others.
+    /// Ports of a group: two to the power of this.
+    group_bits: u32,
+    /// The next port to look at: a group of the first address, of the next one and so on, then the next groups. It never
+    /// goes back, so a port that was given comes up again after all others.
     cursor: u64,
 }
 
@@ -68,8 +74,17 @@ impl<A: Address> LocalPorts<A> {
     pub fn new(worker: WorkerId, home: &Home, seed: u64) -> Self {
         let workers = home.workers();
         assert!(worker.0 < workers, "worker {} of {workers}", worker.0);
-        let solver = home.spread().map(|spread| Solver::new(spread.clone(), worker));
-        Self { worker: worker.0, workers, solver, cursor: seed % (1 << 32) }
+        let group = workers.next_power_of_two().clamp(*GROUP.start(), *GROUP.end());
+        let ours = |first: u16| {
+            let first = (worker.0 + workers - first) % workers;
+            (first..group).step_by(workers.into()).fold(0, |ours, port| ours | 1 << port)
+        };
+        Self {
+            by_remainder: (0..workers).map(ours).collect(),
+            solver: home.spread().map(|spread| Solver::new(spread.clone(), worker, group)),
+            group_bits: group.trailing_zeros(),
+            cursor: seed % (1 << 32),
+        }
     }
 
     /// A local endpoint among `locals` from which no connection talks to `server` by `protocol`: one whose reply tuple
@@ -83,22 +98,23 @@ impl<A: Address> LocalPorts<A> {
         mut holder: impl FnMut(&Tuple<A>) -> Holder,
     ) -> Choice<A> {
         let mut passes = (locals.len() as u64).min(PASSED_MAX);
+        let towards = self.towards(server, protocol);
         let (mut tries, mut looks, mut free, mut best) = (0, LOOKS_MAX, None, None);
         while tries < TRIES_MAX
-            && let Some(endpoint) = self.next(locals, server, protocol, &mut looks)
+            && let Some(endpoint) = self.next(locals, towards, &mut looks)
         {
             let reply = Tuple { src: server, dst: endpoint, protocol };
             tries += 1;
             match holder(&reply) {
                 Holder::Nobody => {
                     passes -= 1;
-                    if passes == 0 || self.comes_here(&reply) {
+                    if passes == 0 || towards.is_some() || self.comes_here(&reply) {
                         free = Some(endpoint);
                         break;
                     }
                     free = free.or(Some(endpoint));
                     // The address's other ports are no better.
-                    self.cursor = self.cursor.next_multiple_of(EIGHT.into());
+                    self.cursor = self.cursor.next_multiple_of(1 << self.group_bits);
                 }
                 Holder::Connection => {}
                 Holder::Leaving(why, idle) => {
@@ -116,69 +132,68 @@ impl<A: Address> LocalPorts<A> {
     /// What [`Self::choose`] tries first, unless that is far away.
     pub fn peek(&mut self, locals: &[Local], server: Endpoint<A>, protocol: Protocol) -> Option<Endpoint<A>> {
         let cursor = self.cursor;
-        let first = self.next(locals, server, protocol, &mut 2);
+        let first = self.next(locals, self.towards(server, protocol), &mut 2);
         self.cursor = cursor;
         first
     }
 
+    /// What the server's answers have in common, where ports can be solved for (see [`Solver::towards`]).
+    #[inline]
+    fn towards(&self, server: Endpoint<A>, protocol: Protocol) -> Option<u32> {
+        self.solver.as_ref().and_then(|solver| solver.towards(server, protocol))
+    }
+
     /// The next endpoint that is ours, unless it is more than `looks` away.
-    fn next(
-        &mut self,
-        locals: &[Local],
-        server: Endpoint<A>,
-        protocol: Protocol,
-        looks: &mut u32,
-    ) -> Option<Endpoint<A>> {
+    fn next(&mut self, locals: &[Local], towards: Option<u32>, looks: &mut u32) -> Option<Endpoint<A>> {
         let addresses = locals.len() as u64;
         if addresses == 0 {
             return None;
         }
         while let Some(left) = looks.checked_sub(1) {
             *looks = left;
-            let (look, seen) = (self.cursor / u64::from(EIGHT), self.cursor % u64::from(EIGHT));
-            let local = &locals[(look % addresses) as usize];
-            self.cursor = (look + 1) * u64::from(EIGHT);
+            let (look, seen) = (self.cursor >> self.group_bits, self.cursor & ((1 << self.group_bits) - 1));
+            let (turn, place) = if addresses == 1 { (look, 0) } else { (look / addresses, look % addresses) };
+            self.cursor = (look + 1) << self.group_bits;
+            let local = &locals[place as usize];
             let Some(address) = A::from_ip(local.address) else { continue };
-            let Some((base, usable)) = eight(&local.ports, look / addresses) else { continue };
-            let left = self.ours(server, address, base, protocol) & usable & (u8::MAX << seen);
-            if left != 0 {
-                let bit = left.trailing_zeros();
-                self.cursor = look * u64::from(EIGHT) + u64::from(bit) + 1;
-                return Some(Endpoint::new(address, base + bit as u16));
+            let Some((first, usable)) = group(&local.ports, turn as u32, self.group_bits) else { continue };
+            let wanted = usable & (u64::MAX << seen);
+            if let Some(port) = self.first(Endpoint::new(address, first), wanted, towards) {
+                self.cursor = (look << self.group_bits) + u64::from(port) + 1;
+                return Some(Endpoint::new(address, first + port as u16));
             }
         }
         None
     }
 
-    /// Which of the eight ports from `base` on are ours, the first one's bit being the lowest.
-    fn ours(&self, server: Endpoint<A>, address: A, base: u16, protocol: Protocol) -> u8 {
-        match &self.solver {
-            Some(solver) if solver.solves(protocol) => solver.eight(server, address, base),
-            _ => {
-                let first = (self.worker + self.workers - base % self.workers) % self.workers;
-                (first..EIGHT).step_by(self.workers.into()).fold(0, |ours, bit| ours | 1 << bit)
-            }
+    /// The first port that is ours among those `wanted` of the group that begins at `first`, whose bit is the lowest.
+    #[inline]
+    fn first(&self, first: Endpoint<A>, wanted: u64, towards: Option<u32>) -> Option<u32> {
+        match (&self.solver, towards) {
+            (Some(solver), Some(towards)) => solver.first(towards, first, wanted),
+            _ => lowest(wanted & self.by_remainder[usize::from(first.port) % self.by_remainder.len()]),
         }
     }
 
-    /// Whether an answer comes to our own queue, or nothing can be said about it.
+    /// Whether an answer comes to our own queue, or nobody knows.
     fn comes_here(&self, reply: &Tuple<A>) -> bool {
-        match &self.solver {
-            Some(solver) => solver.solves(reply.protocol) || solver.is_ours(reply),
-            None => true,
-        }
+        self.solver.as_ref().is_none_or(|solver| solver.is_ours(reply))
     }
 }
 
-/// The eight ports number `turn` of `ports`, counted round: the first, and which of them are among `ports`, the first
-/// one's bit being the lowest. Port 0 is nobody's.
-fn eight(ports: &RangeInclusive<u16>, turn: u64) -> Option<(u16, u8)> {
-    let (first, last) = ((*ports.start()).max(1), *ports.end());
-    let count = (last / EIGHT + 1).checked_sub(first / EIGHT).filter(|_| first <= last)?;
-    let base = (first / EIGHT + (turn % u64::from(count)) as u16) * EIGHT;
-    let from = u8::MAX << first.saturating_sub(base);
-    let to = u8::MAX >> (EIGHT - 1).saturating_sub(last - base);
-    Some((base, from & to))
+/// Group number `turn` of `ports`, counted round: its first port, and which of it are among `ports`, the first one's bit
+/// being the lowest. Port 0 is nobody's.
+#[inline]
+fn group(ports: &RangeInclusive<u16>, turn: u32, bits: u32) -> Option<(u16, u64)> {
+    let (begin, end) = ((*ports.start()).max(1), *ports.end());
+    if begin > end {
+        return None;
+    }
+    let (first, last) = (begin >> bits, end >> bits);
+    let first = (first + (turn % u32::from(last - first + 1)) as u16) << bits;
+    let from = u64::MAX << begin.saturating_sub(first);
+    let to = u64::MAX >> (u64::BITS - 1 - u32::from(end - first).min((1 << bits) - 1));
+    Some((first, from & to))
 }
 
 #[cfg(test)]

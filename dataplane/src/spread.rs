@@ -14,6 +14,8 @@ pub struct Spread {
     hash: Toeplitz,
     /// Whose queue it is, by entry of the indirection table.
     workers: Box<[WorkerId]>,
+    /// 2⁶⁴ by the number of entries, rounded up: a remainder by two products (Lemire, Kaser, Kurz 2019).
+    reciprocal: u64,
     tcp_ports: bool,
     udp_ports: bool,
 }
@@ -25,6 +27,7 @@ impl Spread {
         let by_entry: Box<[WorkerId]> = rss.reta.iter().map(|&queue| owner(queue)).collect();
         (0..workers).all(|worker| by_entry.contains(&WorkerId(worker))).then(|| Self {
             hash: Toeplitz::new(&rss.key),
+            reciprocal: (u64::MAX / by_entry.len() as u64).wrapping_add(1),
             workers: by_entry,
             tcp_ports: rss.tcp_ports,
             udp_ports: rss.udp_ports,
@@ -46,8 +49,11 @@ impl Spread {
     #[inline]
     pub fn of<A: Address>(&self, tuple: &Tuple<A>) -> WorkerId {
         self.owner(match self.hashes_ports(tuple.protocol) {
-            true => self.with_ports(tuple.src, tuple.dst),
-            false => self.addresses(tuple.src.address, tuple.dst.address),
+            true => self.source(tuple.src) ^ self.destination(tuple.dst),
+            false => {
+                let destination = self.address(const { address_len::<A>() }, tuple.dst.address);
+                self.address(0, tuple.src.address) ^ destination
+            }
         })
     }
 
@@ -68,8 +74,8 @@ impl Spread {
     /// The entry that a hash leads to.
     #[inline]
     pub(crate) fn entry(&self, hash: u32) -> usize {
-        let (hash, entries) = (hash as usize, self.entries());
-        if entries.is_power_of_two() { hash & (entries - 1) } else { hash % entries }
+        let rest = self.reciprocal.wrapping_mul(hash.into());
+        ((u128::from(rest) * self.entries() as u128) >> 64) as usize
     }
 
     /// The worker of the queue that a hash leads to.
@@ -78,22 +84,23 @@ impl Spread {
         self.workers[self.entry(hash)]
     }
 
-    /// The hash of packets whose ports count.
+    /// What a source adds to the hash where ports count.
     #[inline]
-    pub(crate) fn with_ports<A: Address>(&self, src: Endpoint<A>, dst: Endpoint<A>) -> u32 {
-        let src_port = self.hash.part(const { 2 * address_len::<A>() }, &src.port.to_be_bytes());
-        self.addresses(src.address, dst.address) ^ src_port ^ self.destination_port::<A>(dst.port)
+    pub(crate) fn source<A: Address>(&self, src: Endpoint<A>) -> u32 {
+        let port = self.hash.part(const { 2 * address_len::<A>() }, &src.port.to_be_bytes());
+        self.address(0, src.address) ^ port
+    }
+
+    /// What a destination adds to the hash where ports count.
+    #[inline]
+    pub(crate) fn destination<A: Address>(&self, dst: Endpoint<A>) -> u32 {
+        self.address(const { address_len::<A>() }, dst.address) ^ self.destination_port::<A>(dst.port)
     }
 
     /// What a destination port adds to the hash.
     #[inline]
     pub(crate) fn destination_port<A: Address>(&self, port: u16) -> u32 {
         self.hash.part(const { 2 * address_len::<A>() + 2 }, &port.to_be_bytes())
-    }
-
-    #[inline]
-    fn addresses<A: Address>(&self, src: A, dst: A) -> u32 {
-        self.address(0, src) ^ self.address(const { address_len::<A>() }, dst)
     }
 
     #[inline]

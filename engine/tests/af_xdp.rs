@@ -17,6 +17,7 @@ use raw::RawSocket;
 use shunt_engine::mempool::PoolConfig;
 use shunt_engine::port::af_xdp::{AfXdp, AfXdpConfig, Mode};
 use shunt_engine::port::{Port, PortError, QueuePair};
+use shunt_engine::rss::Unknown;
 use shunt_engine::steer::{Prefix, Rule, Side};
 use shunt_engine::{Burst, Mempool};
 
@@ -109,6 +110,8 @@ fn frames_are_received_and_sent_in_order_in_both_modes() {
         let kind = if mode == Mode::Native { "af_xdp native" } else { "af_xdp generic" };
         assert_eq!((port.caps().kind, port.caps().queues, port.caps().mtu), (kind, 1, 1500));
         assert_eq!(port.caps().mac.0, NEAR);
+        // veth has no hash of its own to tell.
+        assert_eq!(port.caps().rss, Err(Unknown::NotTold));
         let mut queue = port.take_queue(0).unwrap();
         assert!(matches!(port.take_queue(0), Err(PortError::NoSuchQueue { queue: 0, .. })));
         assert!(matches!(port.take_queue(1), Err(PortError::NoSuchQueue { queue: 1, .. })));

@@ -118,6 +118,15 @@ impl AfXdp {
             rss: rx_flow_hash::read(&netdev),
             kernel_sees_all: false,
         };
+        if caps.rss.as_ref().is_ok_and(|rss| rss.reta.iter().any(|&queue| queue >= queues)) {
+            let remedy = format!("`ethtool -X {name} equal {queues}` brings all frames to those in use");
+            tracing::warn!(
+                interface = name,
+                queues,
+                remedy,
+                "frames arrive on queues that are not used, and are lost"
+            );
+        }
         Ok(Self { caps, link, filter, sockets, _offloads: offloads })
     }
 
