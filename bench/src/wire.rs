@@ -11,7 +11,7 @@ use crate::family::HEAD_BYTES;
 use crate::size::Size;
 
 /// Frames the sink keeps before their buffers go back to the pool: fewer than these are never in rotation.
-pub const ROTATION: usize = 512;
+pub const ROTATION: usize = 8192;
 
 /// What distinguishes one flow's frames from another's: addresses, ports and checksums.
 pub trait Header: Copy + std::fmt::Debug + Send + Sync {
