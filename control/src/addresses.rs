@@ -110,7 +110,8 @@ pub fn wanted(config: &Config, kernel: &Kernel, ports: &[OpenPort]) -> BTreeSet<
             let link = attached(kernel, ports, address).unwrap_or(first.link);
             wanted.insert((link, address));
         }
-        for local in &service.local {
+        let leaving = service.local_leaving.iter().map(|leaving| &leaving.local);
+        for local in service.local.iter().chain(leaving) {
             let address = local.address;
             let link = attached(kernel, ports, address);
             let link =

@@ -61,9 +61,10 @@ pub fn compile(
     own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
     for service in &config.services {
         let (leaving, staying) = servers(service, numbers);
+        let locals: Vec<_> = service.local_leaving.iter().map(|leaving| local(&leaving.local)).collect();
         let service = self::service(service, numbers);
         let id = service.id;
-        builder.service(service, staying).leaving(id, leaving);
+        builder.service(service, staying).leaving(id, leaving, &locals);
     }
     Ok(builder.build())
 }
@@ -232,9 +233,12 @@ fn number_of(service: &config::Service, numbers: &Numbers) -> ServiceId {
     numbers.service(&service.name).expect("every service was given a number")
 }
 
+fn local(entry: &AddressPorts) -> Local {
+    Local { address: entry.address, ports: entry.ports() }
+}
+
 fn service(typed: &config::Service, numbers: &Numbers) -> Service {
     let listen = |entry: &config::Listen| Listen { prefix: entry.prefix, ports: entry.ports() };
-    let local = |entry: &AddressPorts| Local { address: entry.address, ports: entry.ports() };
     Service {
         id: number_of(typed, numbers),
         name: typed.name.clone(),

@@ -1,17 +1,22 @@
-//! Servers that take no new connections, and until when they keep those they have.
+//! What takes no new connections, and until when it keeps those it has.
 //!
 //! A server with a `drain` time drains from the moment its weight becomes 0, or a reload leaves it out of its service.
 //! When the time is over, workers reset what is left. One that was left out stays in the configuration in force, with
 //! weight 0, until that is done. Without a `drain` time a server of weight 0 keeps its connections until they end, and
-//! one that is left out loses them at once; so does every server of a service that is left out, and one whose address
-//! becomes a VIP or a local address.
+//! one that is left out loses them at once; so does one whose address becomes a VIP or a local address.
+//!
+//! A service that is left out as a whole stays as long as one of its servers does, and refuses new connections; what it
+//! listened on is another's at once if the file says so. A local address that is left out stays as long as servers of
+//! its service may drain, for their answers come there.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 
+use shunt_dataplane::server::Mode;
+use shunt_dataplane::tuple::Protocol;
 use shunt_engine::{Duration, Instant};
 
-use crate::config::{Config, Server, Service};
+use crate::config::{AddressPorts, Config, Listen, Server, Service};
 use crate::state::server_key;
 
 /// A server that takes no new connections.
@@ -23,6 +28,15 @@ pub struct Draining {
     pub left_out: bool,
 }
 
+/// A local address that no file names any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeavingLocal {
+    /// The address with its ports.
+    pub local: AddressPorts,
+    /// When it goes.
+    pub until: Instant,
+}
+
 /// How long after its deadline a server that was left out stays: workers reset the idle connections of a server more than
 /// once, for a RST may be lost, and hold a record for LVS's 10 seconds of CLOSE.
 pub const AFTERWARDS: Duration = Duration::from_secs(15);
@@ -32,23 +46,41 @@ pub fn deadline(server: &Server) -> Option<Instant> {
     Some(server.draining?.since + server.drain?)
 }
 
-/// Notes in `config` which of its servers drain at `now`, and since when, given what was in force `before`. Servers that
-/// were in force and are not in `config` are added, as long as they drain.
+/// Notes in `config` which of its servers drain at `now`, and since when, given what was in force `before`. Servers,
+/// local addresses and services that were in force and are not in `config` are added, as long as they drain.
 pub fn carry_over(before: Option<&Config>, config: &mut Config, now: Instant) {
-    let floating: HashSet<IpAddr> = config.floating().collect();
+    let taken = Taken::by(config);
+    let before = before.map_or(&[][..], |before| &before.services);
     for service in &mut config.services {
-        let before = before.and_then(|before| before.services.iter().find(|old| old.name == service.name));
-        carry_over_service(before, service, &floating, now);
+        let old = before.iter().find(|old| old.name == service.name);
+        carry_over_service(old, service, &taken, now);
+    }
+    let named = |old: &&Service| config.services.iter().any(|service| service.name == old.name);
+    let gone: Vec<_> = before.iter().filter(|old| !named(old)).collect();
+    let left_out: Vec<_> = gone.into_iter().filter_map(|old| left_out(old, config, &taken, now)).collect();
+    config.services.extend(left_out);
+}
+
+/// The addresses of a configuration, which nothing that was left out may have any more.
+struct Taken {
+    vips: HashSet<IpAddr>,
+    locals: HashSet<IpAddr>,
+    servers: HashSet<IpAddr>,
+}
+
+impl Taken {
+    fn by(config: &Config) -> Self {
+        let services = || config.services.iter();
+        Self {
+            vips: services().flat_map(|service| service.listen.iter().filter_map(Listen::vip)).collect(),
+            locals: services().flat_map(|service| service.local.iter().map(|local| local.address)).collect(),
+            servers: services().flat_map(|service| service.servers.iter().map(|s| s.address)).collect(),
+        }
     }
 }
 
-fn carry_over_service(
-    before: Option<&Service>,
-    service: &mut Service,
-    floating: &HashSet<IpAddr>,
-    now: Instant,
-) {
-    let before = before.map_or(&[][..], |before| &before.servers);
+fn carry_over_service(old: Option<&Service>, service: &mut Service, taken: &Taken, now: Instant) {
+    let before = old.map_or(&[][..], |old| &old.servers);
     let key = |server: &Server| server_key("", server);
     for server in service.servers.iter_mut().filter(|server| server.weight == 0) {
         let old = before.iter().find(|old| key(old) == key(server));
@@ -56,7 +88,8 @@ fn carry_over_service(
         server.draining = Some(Draining { since, left_out: false });
     }
     // An address that is a VIP or local from now on leads to no server any more.
-    for old in before.iter().filter(|old| old.drain.is_some() && !floating.contains(&old.address)) {
+    let directors = |address| taken.vips.contains(&address) || taken.locals.contains(&address);
+    for old in before.iter().filter(|old| old.drain.is_some() && !directors(old.address)) {
         let stays = service.servers.iter().any(|server| key(server) == key(old));
         let since = old.draining.map_or(now, |draining| draining.since);
         let leaving = Server { weight: 0, draining: Some(Draining { since, left_out: true }), ..old.clone() };
@@ -64,21 +97,85 @@ fn carry_over_service(
             service.servers.push(leaving);
         }
     }
+    if let Some(old) = old {
+        carry_over_locals(old, service, taken, now);
+    }
 }
 
-/// Takes servers that were left out and have drained at `now` from `config`. Returns them, by service and name.
-pub fn take_drained(config: &mut Config, now: Instant) -> Vec<(String, String)> {
+fn carry_over_locals(old: &Service, service: &mut Service, taken: &Taken, now: Instant) {
+    let is_fullnat = |server: &&Server| server.mode == Mode::Fullnat;
+    let longest = old.servers.iter().filter(is_fullnat).filter_map(|server| server.drain).max();
+    let left_now = longest.into_iter().flat_map(|longest| {
+        let until = now + longest + AFTERWARDS;
+        old.local.iter().map(move |local| LeavingLocal { local: local.clone(), until })
+    });
+    // A server that is left out later than its local address still needs that.
+    let last = service.servers.iter().filter(is_fullnat).filter_map(deadline).max();
+    let needed = last.map_or(now, |deadline| deadline + AFTERWARDS);
+    let left_before = old
+        .local_leaving
+        .iter()
+        .map(|leaving| LeavingLocal { local: leaving.local.clone(), until: leaving.until.max(needed) });
+    let others = |address| taken.vips.contains(&address) || taken.servers.contains(&address);
+    let leaving = left_now.chain(left_before).filter(|leaving| {
+        leaving.until > now && !service.local.contains(&leaving.local) && !others(leaving.local.address)
+    });
+    service.local_leaving = leaving.collect();
+}
+
+/// What stays of a service that `config` does not name; `None` when nothing does.
+fn left_out(old: &Service, config: &Config, taken: &Taken, now: Instant) -> Option<Service> {
+    let free = |listen: &&Listen| {
+        let others = |address| taken.locals.contains(&address) || taken.servers.contains(&address);
+        !listen.vip().is_some_and(others) && !is_listened_on(listen, old.protocol, config)
+    };
+    let mut service = Service {
+        listen: old.listen.iter().filter(free).cloned().collect(),
+        local: Vec::new(),
+        servers: Vec::new(),
+        left_out: true,
+        ..old.clone()
+    };
+    carry_over_service(Some(old), &mut service, taken, now);
+    (!service.servers.is_empty()).then_some(service)
+}
+
+/// Whether a service of `config` listens on some of the same.
+fn is_listened_on(listen: &Listen, protocol: Protocol, config: &Config) -> bool {
+    let services = config.services.iter().filter(|service| service.protocol == protocol);
+    services.flat_map(|service| &service.listen).any(|other| {
+        let addresses = other.prefix.covers(listen.prefix) || listen.prefix.covers(other.prefix);
+        addresses && other.first <= listen.last && listen.first <= other.last
+    })
+}
+
+/// Takes from `config` what was left out and has drained at `now`. Returns what it is, in words.
+pub fn take_drained(config: &mut Config, now: Instant) -> Vec<String> {
     let mut gone = Vec::new();
     for service in &mut config.services {
         let name = &service.name;
         service.servers.retain(|server| {
             let leaves = has_left(server, now);
             if leaves {
-                gone.push((name.clone(), server.name.clone()));
+                gone.push(format!("server {} of service {name} has drained", server.name));
+            }
+            !leaves
+        });
+        service.local_leaving.retain(|leaving| {
+            let leaves = leaving.until <= now;
+            if leaves {
+                gone.push(format!("local address {} of service {name} was left out", leaving.local.address));
             }
             !leaves
         });
     }
+    config.services.retain(|service| {
+        let leaves = service.left_out && service.servers.is_empty();
+        if leaves {
+            gone.push(format!("service {} was left out", service.name));
+        }
+        !leaves
+    });
     gone
 }
 
@@ -159,9 +256,9 @@ mod tests {
         // A reload meanwhile changes nothing about it.
         let third = reload(&second, &[(12, 7, None)], 110);
         assert_eq!(servers(&third), [is("12", 7, None), is("11", 0, Some(130))]);
-        assert_eq!(take_drained(&mut second, at(130)), []);
-        let gone = ("web".to_owned(), "10.0.0.11:80".to_owned());
-        assert_eq!(take_drained(&mut second, at(130) + AFTERWARDS), [gone]);
+        assert!(take_drained(&mut second, at(130)).is_empty());
+        let gone = take_drained(&mut second, at(130) + AFTERWARDS);
+        assert_eq!(gone, ["server 10.0.0.11:80 of service web has drained"]);
         assert_eq!(servers(&second), [is("12", 1, None)]);
         let late = reload(&third, &[(12, 7, None)], 200);
         assert_eq!(servers(&late), [is("12", 7, None)]);
@@ -192,6 +289,100 @@ mod tests {
         let mut config = config(&[(11, 0, Some("30s")), (12, 0, None), (13, 1, Some("30s"))]);
         carry_over(None, &mut config, at(7));
         assert_eq!(servers(&config), [is("11", 0, Some(37)), is("12", 0, None), is("13", 1, None)]);
-        assert_eq!(take_drained(&mut config, at(7000)), [], "the file names them");
+        assert!(take_drained(&mut config, at(7000)).is_empty(), "the file names them");
+    }
+
+    /// Services of (name, listen, local addresses), each with one FULLNAT server 10.0.0.11 that drains for 30 seconds.
+    fn services(services: &[(&str, &str, &[&str])]) -> Config {
+        let mut text = "[[port]]\ninterface = \"eth0\"\n".to_owned();
+        for (name, listen, local) in services {
+            text += &format!(
+                "[[service]]\nname = {name:?}\nprotocol = \"tcp\"\nlisten = [{listen:?}]\nlocal = {local:?}\n\
+                 [[service.server]]\naddress = \"10.0.0.11:80\"\ndrain = \"30s\"\n"
+            );
+        }
+        Config::parse("test", &text, false).unwrap_or_else(|error| panic!("{error}")).config
+    }
+
+    fn after(before: &Config, mut config: Config, seconds: u64) -> Config {
+        carry_over(Some(before), &mut config, at(seconds));
+        config
+    }
+
+    const WEB: (&str, &str, &[&str]) = ("web", "203.0.113.10:80", &["10.0.0.200"]);
+    const MAIL: (&str, &str, &[&str]) = ("mail", "203.0.113.10:25", &["10.0.0.201"]);
+
+    #[test]
+    fn a_service_left_out_stays_until_its_servers_have_drained_with_its_addresses() {
+        let first = services(&[WEB, MAIL]);
+        let second = after(&first, services(&[MAIL]), 100);
+        let [mail, web] = &second.services[..] else { panic!("{second:?}") };
+        assert!(!mail.left_out && web.left_out);
+        assert_eq!((&web.name[..], &web.listen, &web.local), ("web", &first.services[0].listen, &Vec::new()));
+        assert_eq!((web.servers[0].weight, deadline(&web.servers[0])), (0, Some(at(130))));
+        let floating: HashSet<_> = second.floating().map(|address| address.to_string()).collect();
+        assert_eq!(floating, ["203.0.113.10", "10.0.0.200", "10.0.0.201"].map(str::to_owned).into());
+        // A reload meanwhile changes nothing about it.
+        let mut third = after(&second, services(&[MAIL]), 120);
+        assert_eq!(third.services[1].servers, web.servers);
+        assert!(take_drained(&mut third, at(144)).is_empty());
+        let gone = take_drained(&mut third, at(145));
+        let expected = [
+            "server 10.0.0.11:80 of service web has drained",
+            "local address 10.0.0.200 of service web was left out",
+            "service web was left out",
+        ];
+        assert_eq!(gone, expected);
+        assert_eq!(third, services(&[MAIL]));
+        // Named again in time, it is a service like any other; too late, it begins anew.
+        assert_eq!(after(&second, services(&[WEB, MAIL]), 120), first);
+        assert_eq!(after(&second, services(&[MAIL]), 145), services(&[MAIL]));
+    }
+
+    #[test]
+    fn what_a_service_left_out_listened_on_and_its_local_addresses_are_anothers_at_once() {
+        let first = services(&[WEB]);
+        let stays = |config: Config| {
+            let config = after(&first, config, 100);
+            let web = config.services.iter().find(|service| service.left_out).unwrap();
+            (web.listen.len(), web.local_leaving.len())
+        };
+        assert_eq!(stays(services(&[("www", "203.0.113.10:80", &["10.0.0.200"])])), (0, 1));
+        assert_eq!(stays(services(&[("all", "203.0.113.10:0", &["10.0.0.201"])])), (0, 1));
+        assert_eq!(stays(services(&[("other", "203.0.113.10:81", &["10.0.0.201"])])), (1, 1));
+        assert_eq!(stays(services(&[("other", "10.0.0.200:80", &["10.0.0.201"])])), (1, 0));
+        assert_eq!(stays(services(&[("other", "203.0.113.11:80", &["203.0.113.10"])])), (0, 1));
+        let mut moved = services(&[MAIL]);
+        moved.services[0].servers[0].address = IpAddr::from([10, 0, 0, 200]);
+        assert_eq!(stays(moved), (1, 0));
+    }
+
+    #[test]
+    fn without_a_drain_time_a_service_left_out_and_its_addresses_are_gone() {
+        let mut first = services(&[WEB, MAIL]);
+        first.services[0].servers[0].drain = None;
+        assert_eq!(after(&first, services(&[MAIL]), 100), services(&[MAIL]));
+    }
+
+    #[test]
+    fn a_local_address_left_out_stays_as_long_as_servers_drain_and_gets_no_new_connections() {
+        let first = services(&[WEB]);
+        let other = || services(&[("web", "203.0.113.10:80", &["10.0.0.201"])]);
+        let second = after(&first, other(), 100);
+        let leaving = LeavingLocal { local: first.services[0].local[0].clone(), until: at(145) };
+        assert_eq!(second.services[0].local_leaving, std::slice::from_ref(&leaving));
+        assert_eq!(second.services[0].local, other().services[0].local);
+        // The server is left out later, and needs it for longer.
+        let mut without = other();
+        without.services[0].servers.clear();
+        let third = after(&second, without.clone(), 120);
+        assert_eq!(third.services[0].local_leaving, [LeavingLocal { until: at(165), ..leaving }]);
+        let mut last = third.clone();
+        assert_eq!(take_drained(&mut last, at(165)).len(), 2);
+        assert_eq!(last, without);
+        // One that is back in time is like any other, and the one instead of it leaves.
+        let back = after(&third, services(&[WEB]), 130);
+        let leaving: Vec<_> = back.services[0].local_leaving.iter().map(|leaving| &leaving.local).collect();
+        assert_eq!(leaving, [&other().services[0].local[0]]);
     }
 }

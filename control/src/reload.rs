@@ -54,7 +54,7 @@ impl Daemon {
         Ok(Reloaded { generation, warnings: warnings.join("\n") })
     }
 
-    /// Lets servers go that were left out by a reload and have drained.
+    /// Lets go what was left out by a reload and has drained.
     pub(crate) async fn let_go(&mut self) {
         let mut config = self.config.clone();
         let gone = drain::take_drained(&mut config, Clock::System.now());
@@ -72,8 +72,8 @@ impl Daemon {
         let rules = snapshot.steering();
         let mut warnings = Vec::new();
         self.replace(snapshot, rules, &mut warnings).await;
-        for (service, server) in gone {
-            tracing::info!("server {server} of service {service} has drained and is gone");
+        for what in gone {
+            tracing::info!("{what} and is gone");
         }
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }

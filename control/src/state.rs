@@ -38,8 +38,16 @@ pub enum NumbersError {
         leaving: usize,
     },
     /// More services than slots.
-    #[error("{0} services; {SERVICES_MAX} are possible")]
-    Services(usize),
+    #[error(
+        "{count} services, {leaving} of them left out by a reload and not drained yet; {SERVICES_MAX} are possible: \
+         reload again when they have drained"
+    )]
+    Services {
+        /// All services.
+        count: usize,
+        /// Of them, those that no file names any more.
+        leaving: usize,
+    },
     /// More next hops than numbers.
     #[error("more than {} gateways, servers and networks", u16::MAX)]
     Hops,
@@ -72,7 +80,9 @@ impl Numbers {
     /// When there are too many.
     pub fn assign(&mut self, config: &Config) -> Result<(), NumbersError> {
         let names = config.services.iter().map(|service| service.name.clone());
-        self.services.assign(names, SERVICES_MAX).map_err(NumbersError::Services)?;
+        let leaving = || config.services.iter().filter(|service| service.left_out).count();
+        let too_many = |count| NumbersError::Services { count, leaving: leaving() };
+        self.services.assign(names, SERVICES_MAX).map_err(too_many)?;
         let keys = config
             .services
             .iter()

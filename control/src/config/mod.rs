@@ -29,7 +29,7 @@ use shunt_dataplane::thresholds::Thresholds;
 use shunt_dataplane::tuple::Protocol;
 use shunt_engine::Duration;
 
-use crate::drain::Draining;
+use crate::drain::{Draining, LeavingLocal};
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use listen::Listen;
@@ -136,6 +136,10 @@ pub struct Service {
     pub one_packet: bool,
     /// Servers in the file's order.
     pub servers: Vec<Server>,
+    /// Local addresses that no new connection gets. No file names them: the daemon does ([`crate::drain`]).
+    pub local_leaving: Vec<LeavingLocal>,
+    /// Whether no file names the service any more, and it is there for the connections that it has.
+    pub left_out: bool,
 }
 
 /// An address with the ports that count.
@@ -250,7 +254,8 @@ impl Config {
     pub fn floating(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.services.iter().flat_map(|service| {
             let vips = service.listen.iter().filter_map(Listen::vip);
-            vips.chain(service.local.iter().map(|local| local.address))
+            let leaving = service.local_leaving.iter().map(|leaving| leaving.local.address);
+            vips.chain(service.local.iter().map(|local| local.address)).chain(leaving)
         })
     }
 

@@ -98,6 +98,8 @@ pub(super) fn service(
         persistence: persistence(&name, typed, diagnostics),
         one_packet,
         servers,
+        local_leaving: Vec::new(),
+        left_out: false,
         name,
     };
     if modes_known {

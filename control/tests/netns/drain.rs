@@ -97,6 +97,62 @@ fn connections_of_a_draining_server_are_reset_at_its_deadline_and_not_before() {
     within(Duration::from_secs(25), "the server that was left out goes", || left_out(&mut lab));
 }
 
+#[test]
+fn what_a_reload_leaves_out_keeps_its_connections_and_addresses_until_the_deadline() {
+    let mut lab = Lab::new("leaves", BULK);
+    let servers = ["10.2.0.11", "10.2.0.12"].map(|rs| format!("[[service.server]]\naddress = \"{rs}:80\"\n"));
+    let fullnat = |local: &str, servers: &str| {
+        format!(
+            "[[service]]\nname = \"stays\"\nlisten = [\"203.0.113.10:8100\"]\nprotocol = \"tcp\"\nmode = \"fullnat\"\n\
+             scheduler = \"rr\"\ndrain = \"5s\"\nlocal = [\"{local}\"]\n{servers}"
+        )
+    };
+    let first = fullnat("10.2.0.201", &servers.concat()) + &service("nat", "203.0.113.20", &servers[0]);
+    let config = Config { more: first, ..Config::new(Driver::Native) };
+    Daemon::start(&mut lab, &config);
+    let downloads: Vec<_> =
+        BOTH_WAYS.iter().flat_map(|(_, vip)| [download(&lab, vip), download(&lab, vip)]).collect();
+    within(Duration::from_secs(20), "all downloads run", || established(&lab) == 4);
+
+    // One service loses a server and, with it, the local address of all its connections; the other goes as a whole.
+    let before = Instant::now();
+    lab.shunt().reload(&Config { more: fullnat("10.2.0.202", &servers[1]), ..config });
+    let refused = lab.command("client", "curl").args(["-sS", "http://203.0.113.20:8100/"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(7), "a service that was left out takes no new connections");
+    assert_eq!(lab.get("http://203.0.113.10:8100/"), "rs2");
+    let addresses = |lab: &Lab| {
+        let shown = lab.sh("director", "ip -4 -o addr");
+        ["203.0.113.20", "10.2.0.201", "10.2.0.202"].map(|address| shown.contains(&format!(" {address}/32 ")))
+    };
+    assert_eq!(addresses(&lab), [true; 3]);
+
+    let mut ends = Vec::new();
+    for client in downloads {
+        let (said, ended) = client.join().unwrap();
+        let words: Vec<_> = said.split_whitespace().collect();
+        let [server, exit, bytes] = words[..] else { panic!("curl said {said:?}") };
+        let whole = bytes == "52428800";
+        if !whole {
+            assert_eq!(exit, "56", "curl's word for a reset: {said}");
+            assert!(ended >= before + DRAIN, "{:?} too early", before + DRAIN - ended);
+            // At 3 MB/s, from before the reload until the deadline.
+            assert!(bytes.parse::<u64>().unwrap() > 9_000_000, "data went on until the deadline: {said}");
+        }
+        ends.push((server.to_owned(), whole));
+    }
+    ends[..2].sort();
+    assert_eq!(ends[..2], [("rs1".to_owned(), false), ("rs2".to_owned(), true)], "the service that stays");
+    assert!(ends[2..].iter().all(|(_, whole)| !whole), "the service that was left out: {ends:?}");
+    let logged = |lab: &mut Lab, what: &str| lab.shunt().log().contains(what);
+    within(Duration::from_secs(25), "the service goes", || {
+        logged(&mut lab, "service drain-nat was left out")
+    });
+    within(Duration::from_secs(25), "the local address goes", || {
+        logged(&mut lab, "local address 10.2.0.201 of service stays was left out")
+    });
+    assert_eq!(addresses(&lab), [true, false, true], "another service has the VIP still");
+}
+
 /// A service of rs1, as `first` says, and rs2.
 fn service(mode: &str, vip: &str, first: &str) -> String {
     let local = if mode == "fullnat" { "local = [\"10.2.0.200\"]\n" } else { "" };

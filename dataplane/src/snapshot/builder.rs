@@ -13,7 +13,7 @@ use crate::neigh::{Exit, HopId, NextHop};
 use crate::route::{Hops, Routes};
 use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
-use crate::service::{Service, ServiceId, ServiceIndex};
+use crate::service::{Local, Service, ServiceId, ServiceIndex};
 
 /// Collects the parts of a snapshot.
 #[derive(Clone, Debug, Default)]
@@ -80,10 +80,13 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Adds servers that a service added before no longer has: they keep their connections, and its scheduler does not
-    /// know them.
-    pub fn leaving(&mut self, id: ServiceId, servers: Vec<Server>) -> &mut Self {
+    /// Adds servers and local addresses that a service added before no longer has: connections there go on, and no new
+    /// ones come.
+    pub fn leaving(&mut self, id: ServiceId, servers: Vec<Server>, locals: &[Local]) -> &mut Self {
         if let Some(service) = self.snapshot.services.get(id.0 as usize).cloned().flatten() {
+            for local in locals {
+                self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
+            }
             servers.into_iter().for_each(|server| self.server(&service, server));
         }
         self
