@@ -38,14 +38,19 @@ pub fn open<A: Family>(
 ) -> anyhow::Result<Connections<A>> {
     let requests = requests(clients, director::vip(mode));
     let before = established::<A>(rig);
-    let sent = forward(rig, &requests, SYN).context("opening connections: SYN")?;
-    // What left for the server, turned round, is what the server answers; for NAT and FULLNAT alone it comes here.
-    let replies: Vec<_> = match mode.sees_replies() {
-        true => sent.into_iter().map(Tuple::reversed).collect(),
-        false => Vec::new(),
-    };
-    forward(rig, &replies, SYN | ACK).context("opening connections: SYN and ACK")?;
-    forward(rig, &requests, ACK).context("opening connections: ACK")?;
+    let mut replies = Vec::new();
+    // Some of them at a time: a handshake has a minute, which is soon over where the machine has more to do.
+    for requests in requests.chunks(AT_ONCE) {
+        let sent = forward(rig, requests, SYN).context("opening connections: SYN")?;
+        // What left for the server, turned round, is what the server answers; for NAT and FULLNAT alone it comes here.
+        let answers: Vec<_> = match mode.sees_replies() {
+            true => sent.into_iter().map(Tuple::reversed).collect(),
+            false => Vec::new(),
+        };
+        forward(rig, &answers, SYN | ACK).context("opening connections: SYN and ACK")?;
+        forward(rig, requests, ACK).context("opening connections: ACK")?;
+        replies.extend(answers);
+    }
     let opened = established::<A>(rig) - before;
     ensure!(opened == requests.len(), "{opened} of {} connections are established", requests.len());
     Ok(Connections { requests, replies })
