@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`director`] (what is configured), [`wire`] (where frames come from and go), [`rig`] (the loop
 //! between them), [`connections`] (how flows are opened), [`pipeline`] and [`connect`] (what is measured), [`crew`] and [`scale`] (several
-//! workers), [`count`] and [`gate`] (instructions instead of time), [`table`] (the connection table alone), [`schedule`]
+//! workers), [`loops`] and [`latency`] (how long a turn takes), [`world`] and [`reload`] (the daemon's part), [`count`] and [`gate`] (instructions instead of time), [`table`] (the connection table alone), [`schedule`]
 //! (schedulers alone), [`report`] (what is said).
 
 pub mod alloc;
@@ -15,9 +15,12 @@ pub mod crew;
 pub mod director;
 pub mod family;
 pub mod gate;
+pub mod latency;
+pub mod loops;
 pub mod machine;
 pub mod pipeline;
 pub mod progress;
+pub mod reload;
 pub mod report;
 pub mod rig;
 pub mod scale;
@@ -25,3 +28,4 @@ pub mod schedule;
 pub mod size;
 pub mod table;
 pub mod wire;
+pub mod world;

@@ -6,11 +6,11 @@ use clap::{Args, Parser, Subcommand};
 use shunt_bench::connect;
 use shunt_bench::count::Case;
 use shunt_bench::machine::Machine;
-use shunt_bench::pipeline::{self, Effort, Version, mode};
+use shunt_bench::pipeline::{self, Effort, Version, mode, scheduler};
 use shunt_bench::progress::Progress;
 use shunt_bench::report::{self, Report, TableReport};
 use shunt_bench::size::Size;
-use shunt_bench::{gate, scale, schedule, table};
+use shunt_bench::{gate, latency, reload, scale, schedule, table};
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 
@@ -32,6 +32,10 @@ enum Command {
     Table(Table),
     /// What another core brings, and what a packet costs that arrives at the wrong one.
     Scale(scale::Arguments),
+    /// How long a packet is in the worker, by load, and while the configuration is replaced again and again.
+    Latency(latency::Arguments),
+    /// What a reload takes, and how long it keeps a worker from its packets.
+    Reload(reload::Arguments),
     /// CPU time per pick of each scheduler, beside taking one server after the other in the same run.
     Schedule(Schedule),
     /// Instructions per packet of the hot paths, counted by valgrind, beside the accepted ones.
@@ -146,14 +150,6 @@ struct Pipeline {
     quick: bool,
 }
 
-fn scheduler(word: &str) -> Result<SchedulerKind, String> {
-    let names = || SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
-    SchedulerKind::ALL
-        .into_iter()
-        .find(|kind| kind.name() == word)
-        .ok_or_else(|| format!("no such scheduler; there are {}", names()))
-}
-
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Pipeline(arguments) => pipeline(arguments),
@@ -161,6 +157,8 @@ fn main() -> anyhow::Result<()> {
         Command::Table(arguments) => table(arguments),
         Command::Schedule(arguments) => schedule(arguments),
         Command::Scale(arguments) => scale::run(&arguments),
+        Command::Latency(arguments) => latency::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Count(arguments) => count(arguments),
     }
 }

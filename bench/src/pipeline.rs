@@ -6,6 +6,7 @@ use anyhow::ensure;
 use rustix::time::{ClockId, clock_gettime};
 use shunt_dataplane::counters::{self, Event};
 use shunt_dataplane::pipeline::Pipeline;
+use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::tuple::{V4, V6};
 use shunt_dataplane::verdict::DropReason;
@@ -38,6 +39,18 @@ pub fn mode(word: &str) -> Result<Mode, String> {
         .into_iter()
         .find(|mode| mode.name() == word)
         .ok_or_else(|| format!("no such forwarding mode; there are {}", names()))
+}
+
+/// The scheduler called `word`.
+///
+/// # Errors
+/// With the names there are.
+pub fn scheduler(word: &str) -> Result<SchedulerKind, String> {
+    let names = || SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
+    SchedulerKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == word)
+        .ok_or_else(|| format!("no such scheduler; there are {}", names()))
 }
 
 /// What is measured.
