@@ -75,6 +75,9 @@ pub struct Run {
     /// To read the file and understand it.
     #[serde(serialize_with = "hundredths")]
     pub read_ms: f64,
+    /// The same in CPU time of the thread.
+    #[serde(serialize_with = "hundredths")]
+    pub read_cpu_ms: f64,
     /// To compile what workers get.
     #[serde(serialize_with = "hundredths")]
     pub compile_ms: f64,
@@ -202,6 +205,7 @@ impl Watched {
 #[derive(Clone, Copy, Debug)]
 struct Round {
     read_ms: f64,
+    read_cpu_ms: f64,
     compile_ms: f64,
     compile_cpu_ms: f64,
     in_force_ms: f64,
@@ -216,12 +220,13 @@ impl Round {
         watched.take_longest_us();
         std::thread::sleep(WATCHED);
         let quiet_loop_us = watched.take_longest_us();
-        let start = Instant::now();
+        let cpu_millis = |since: u64| (thread_cpu_ns() - since) as f64 / 1e6;
+        let (start, cpu) = (Instant::now(), thread_cpu_ns());
         let config = Config::parse("reload", text, false)?.config;
-        let read_ms = millis(start);
+        let (read_ms, read_cpu_ms) = (millis(start), cpu_millis(cpu));
         let (start, cpu) = (Instant::now(), thread_cpu_ns());
         let compiled = world.compile(&config)?;
-        let (compile_ms, compile_cpu_ms) = (millis(start), (thread_cpu_ns() - cpu) as f64 / 1e6);
+        let (compile_ms, compile_cpu_ms) = (millis(start), cpu_millis(cpu));
         watched.take_longest_us();
         let counts = || [&watched.excluded, &watched.long].map(|count| count.load(Ordering::Relaxed));
         let (start, [excluded, long]) = (Instant::now(), counts());
@@ -235,7 +240,16 @@ impl Round {
         let [excluded, long] = [counts()[0] - excluded, counts()[1] - long];
         world.reclaim();
         let excluded = excluded as f64 / long.max(1) as f64;
-        Ok(Self { read_ms, compile_ms, compile_cpu_ms, in_force_ms, loop_us, quiet_loop_us, excluded })
+        Ok(Self {
+            read_ms,
+            read_cpu_ms,
+            compile_ms,
+            compile_cpu_ms,
+            in_force_ms,
+            loop_us,
+            quiet_loop_us,
+            excluded,
+        })
     }
 
     fn run(rounds: Vec<Self>, scheduler: SchedulerKind, change: &'static str) -> Run {
@@ -250,6 +264,7 @@ impl Round {
             scheduler: scheduler.name(),
             change,
             read_ms: median(|round| round.read_ms),
+            read_cpu_ms: median(|round| round.read_cpu_ms),
             compile_ms: median(|round| round.compile_ms),
             compile_cpu_ms: median(|round| round.compile_cpu_ms),
             in_force_ms: median(|round| round.in_force_ms),
@@ -263,7 +278,7 @@ impl Round {
 
 fn table(report: &Report) -> String {
     let mut out = format!(
-        "{}, {} services with {} servers each, {} workers\n{:<9} {:<11} {:>9} {:>11} {:>14} {:>11} {:>9} {:>8} {:>14} {:>9}\n",
+        "{}, {} services with {} servers each, {} workers\n{:<9} {:<12} {:>8} {:>8} {:>10} {:>8} {:>11} {:>9} {:>8} {:>13} {:>9}\n",
         report.mode,
         report.services,
         report.servers,
@@ -271,8 +286,9 @@ fn table(report: &Report) -> String {
         "scheduler",
         "change",
         "read ms",
+        "cpu ms",
         "compile ms",
-        "compile cpu ms",
+        "cpu ms",
         "in force ms",
         "total ms",
         "loop us",
@@ -281,10 +297,11 @@ fn table(report: &Report) -> String {
     );
     for run in &report.runs {
         out += &format!(
-            "{:<9} {:<11} {:>9.1} {:>11.1} {:>14.1} {:>11.2} {:>9.1} {:>8.1} {:>14.1} {:>8.2}%\n",
+            "{:<9} {:<12} {:>8.1} {:>8.1} {:>10.1} {:>8.1} {:>11.2} {:>9.1} {:>8.1} {:>13.1} {:>8.2}%\n",
             run.scheduler,
             run.change,
             run.read_ms,
+            run.read_cpu_ms,
             run.compile_ms,
             run.compile_cpu_ms,
             run.in_force_ms,

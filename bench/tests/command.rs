@@ -103,6 +103,78 @@ fn a_connection_costs_at_most_128_bytes_and_with_ipv6_192() {
 }
 
 #[test]
+fn two_workers_share_the_packets_and_hand_them_to_each_other() {
+    let few = ["--flows", "100", "--packets", "4000", "--rounds", "1", "--modes", "fullnat,dr"];
+    let output = bench(&[&["scale", "--json", "--families", "ipv4,ipv6"][..], &few].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 4);
+    for run in runs {
+        for figure in ["one_ns", "all_ns", "handed_ns", "times_cpu", "times_wall", "baseline_times_wall"] {
+            assert!(run[figure].as_f64().unwrap() > 0.0, "{figure}: {run}");
+        }
+    }
+}
+
+#[test]
+fn latency_is_measured_at_each_load_and_once_more_with_reloads() {
+    let few = ["--millis", "200", "--loads", "10,50", "--flows", "100", "--services", "20"];
+    let output = bench(&[&["latency", "--json"][..], &few].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    let loads: Vec<_> = runs.iter().map(|run| run["load"].as_u64().unwrap()).collect();
+    assert_eq!(loads, [10, 50, 50]);
+    for run in runs {
+        let quantile = |of: &str, which: &str| run[of][which].as_u64().unwrap();
+        for of in ["residence", "with_wait"] {
+            let all = ["p50", "p99", "p999", "max"].map(|which| quantile(of, which));
+            assert!(all[0] > 0 && all.is_sorted(), "{run}");
+        }
+        assert!(quantile("residence", "p50") <= quantile("with_wait", "p50"), "{run}");
+        assert!((0.0..1.0).contains(&run["excluded"].as_f64().unwrap()), "{run}");
+    }
+    assert!(runs[1]["reloads"].is_null() && runs[2]["reloads"].as_u64().unwrap() > 0, "{runs:?}");
+}
+
+#[test]
+fn a_reload_is_measured_from_the_file_to_the_workers() {
+    let few = ["--services", "20", "--servers", "5", "--rounds", "1", "--workers", "2"];
+    let output = bench(&[&["reload", "--json"][..], &few].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    let seen: Vec<_> = runs
+        .iter()
+        .map(|run| (run["scheduler"].as_str().unwrap(), run["change"].as_str().unwrap()))
+        .collect();
+    let changes = ["everything", "nothing", "one server"];
+    assert_eq!(
+        seen,
+        ["wlc", "mh"].iter().flat_map(|&kind| changes.map(|change| (kind, change))).collect::<Vec<_>>()
+    );
+    for run in runs {
+        assert!(
+            run["compile_cpu_ms"].as_f64().unwrap() > 0.0 && run["in_force_ms"].as_f64().unwrap() > 0.0,
+            "{run}"
+        );
+    }
+    let compile = |number: usize| runs[number]["compile_cpu_ms"].as_f64().unwrap();
+    assert!(compile(3) > 3.0 * compile(4), "unchanged tables are shared: {runs:?}");
+}
+
+#[test]
+fn packets_pass_as_often_as_valgrind_is_to_count_them() {
+    for case in
+        ["baseline", "fullnat_ipv4", "tun_ipv6", "dr_ipv4_new", "miss_ipv4", "not_ours_ipv6", "handoff_ipv4"]
+    {
+        let output = bench(&["count", "--case", case, "--times", "2"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
 fn bad_input_is_refused_with_a_message_that_names_it() {
     for (arguments, names) in [
         (&["pipeline", "--modes", "fullnat,half"][..], "no such forwarding mode"),
@@ -116,6 +188,11 @@ fn bad_input_is_refused_with_a_message_that_names_it() {
         (&["table", "--connections", "0"], "1..=10000000"),
         (&["connect", "--schedulers", "wlc,lifo"], "no such scheduler"),
         (&["connect", "--open", "10"], "1000..=10000000"),
+        (&["scale", "--workers", "1"], "2..=64"),
+        (&["latency", "--loads", "96"], "1..=95"),
+        (&["reload", "--schedulers", "least"], "no such scheduler"),
+        (&["count", "--case", "fullnat"], "no such case"),
+        (&["count", "--times", "2"], "--case"),
         (&["pipelines"], "pipelines"),
     ] {
         let output = bench(arguments);
