@@ -38,7 +38,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
     services: u32,
     /// Servers of each.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     servers: u32,
     /// Workers, each on a core of its own; unless said otherwise all cores but one.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
