@@ -569,8 +569,8 @@ mod loom_tests {
             hop: None,
         };
         doors.follow([limited.clone()].iter(), &mut schedulers);
-        let entered = doors.enter(&limited, Visitor::New);
-        doors.leave(ID);
+        let entered = doors.enter(&limited, Visitor::New, &mut schedulers);
+        doors.leave(ID, &mut schedulers);
         entered
     }
 

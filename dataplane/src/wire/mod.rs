@@ -100,15 +100,18 @@ impl Family for V6 {
     const TTL: usize = 7;
     const CHECKSUM: Option<usize> = None;
 
-    #[inline]
+    #[inline(always)]
     fn get(bytes: &[u8], at: usize) -> Self {
-        Self([0, 4, 8, 12].map(|word| get_u32(bytes, at + word)))
+        let bytes = &bytes[at..at + Self::LEN];
+        // Written out: a closure over the words is not inlined everywhere, and this is read twice per packet.
+        Self([get_u32(bytes, 0), get_u32(bytes, 4), get_u32(bytes, 8), get_u32(bytes, 12)])
     }
 
-    #[inline]
+    #[inline(always)]
     fn put(self, bytes: &mut [u8], at: usize) {
+        let bytes = &mut bytes[at..at + Self::LEN];
         for (word, value) in self.0.into_iter().enumerate() {
-            put_u32(bytes, at + 4 * word, value);
+            put_u32(bytes, 4 * word, value);
         }
     }
 
