@@ -22,9 +22,10 @@ fn two_workers_hand_frames_to_each_other(driver: Driver) {
         assert!(shares.iter().all(|share| *share >= 8), "{mode}: {shares:?}");
     }
     let received = lab.shunt().rx_counter("packets");
-    assert!(received.iter().all(|packets| *packets > 100), "both workers' queues get frames: {received:?}");
+    assert!(received.iter().all(|packets| *packets >= 40), "both workers' queues get frames: {received:?}");
+    // How many is chance: the kernel spreads flows by a hash seeded at boot, shunt by one seeded at start.
     let handed = lab.shunt().worker_counter("handoff_in");
-    assert!(handed.iter().all(|frames| *frames > 100), "both are handed frames: {handed:?}");
+    assert!(handed.iter().all(|frames| *frames >= 20), "both are handed frames: {handed:?}");
     let sum = lab.sum_of_file("50m");
     for (mode, vip) in MODES {
         assert_eq!(lab.sum_of_download(&format!("http://{vip}/50m")), sum, "{mode}: 50 MiB");
