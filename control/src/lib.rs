@@ -4,7 +4,7 @@
 //! numbers of what stays; [`kernel`] is the machine's network as [`netlink`] shows it; [`compile`] makes of all three
 //! the snapshot that workers read; `reload` puts it in force. Around it [`capabilities`], [`guard`],
 //! [`addresses`], [`announce`], [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports,
-//! [`rss`] says by which of them flows find their workers, [`supervisor`] owns everything, [`admin`] answers questions
+//! [`rss`] says by which of them flows find their workers, [`health`] asks servers whether they are well, [`supervisor`] owns everything, [`admin`] answers questions
 //! and [`cli`] asks them.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod devices;
 pub mod drain;
 pub mod guard;
 mod handoff;
+pub mod health;
 pub mod kernel;
 pub mod neighbours;
 pub mod netlink;

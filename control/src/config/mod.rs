@@ -1,6 +1,7 @@
 //! The configuration: a TOML file, read twice. `raw` is the file as typed; `resolve` is what it means, with every
 //! default filled in. All errors are found at once, each with its line and column.
 
+mod check;
 mod diagnostic;
 mod listen;
 mod one_packet;
@@ -31,10 +32,11 @@ use shunt_engine::Duration;
 
 use crate::drain::{Draining, LeavingLocal};
 
+pub use check::Asks;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use listen::Listen;
 pub use scheduler::describe as describe_scheduler;
-pub use words::{Driver, Idle, Word, XdpMode};
+pub use words::{CheckKind, Driver, Idle, Word, XdpMode};
 
 /// What a configuration file means. Nothing is optional any more.
 #[derive(Clone, Debug, PartialEq)]

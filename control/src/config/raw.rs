@@ -113,3 +113,13 @@ pub(super) struct Server {
     pub(super) resume_connections: Typed<i64>,
     pub(super) mode: Typed<String>,
 }
+
+/// `[[service.check]]` and `[[service.server.check]]`: the keys of every kind. Which of them a kind knows is
+/// [`super::check`]'s.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(dead_code, reason = "services will have them")]
+pub(super) struct Check {
+    pub(super) kind: Typed<String>,
+    pub(super) port: Typed<i64>,
+}

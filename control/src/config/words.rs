@@ -70,6 +70,14 @@ words! {
     }
 }
 
+words! {
+    /// `check.kind`: what a check asks.
+    CheckKind: "kind of check" {
+        /// Whether a connection can be opened.
+        Tcp = "tcp",
+    }
+}
+
 /// `service.protocol`.
 impl Word for Protocol {
     const KIND: &'static str = "protocol";

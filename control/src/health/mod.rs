@@ -1,0 +1,3 @@
+//! Whether servers can take connections: [`probe`] asks them.
+
+pub mod probe;
