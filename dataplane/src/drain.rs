@@ -170,7 +170,10 @@ impl<A: Ip> Flows<A> {
         if meta.fragment != Fragmentation::Later
             && let Ok(segment) = tcp::Packet::new_checked(bytes)
         {
-            self.table.get_mut(hit.id).last_seen = cx.ticks;
+            let conn = self.table.get_mut(hit.id);
+            conn.last_seen = cx.ticks;
+            let state = State::from_number(conn.state);
+            self.table.set_state(hit.id, state);
             self.reset_sides(cx, hit, server, &segment);
         }
         Decision::Drop(DropReason::Drained)

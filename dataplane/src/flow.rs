@@ -459,6 +459,8 @@ impl<A: Ip> Flows<A> {
         };
         if new != old {
             self.enter(cx, hit.id, server, new);
+        } else if old.is_over() {
+            self.table.set_state(hit.id, old);
         }
     }
 
@@ -471,8 +473,8 @@ impl<A: Ip> Flows<A> {
         {
             self.forget_client(cx, id);
         }
+        self.table.set_state(id, new);
         let conn = self.table.get_mut(id);
-        conn.state = new as u8;
         let (was_active, is_active) = (conn.flags.has(ConnFlags::ACTIVE), new.is_active());
         conn.flags.set(ConnFlags::ACTIVE, is_active);
         if let Some(service) = cx.snapshot.service(server.service) {

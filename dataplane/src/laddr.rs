@@ -6,7 +6,8 @@
 //! worker's, and none is nobody's. There are no pools: whether a port is free towards a server is asked of the connection
 //! table. A record of a connection that is over is the quarantine: LVS keeps TIME_WAIT for 120 s, Linux servers for 60, so
 //! the port of a record that is gone is free at its server too. Only when there is no other is a port taken from such a
-//! record, or from one that is half open.
+//! record, that of the connection over for longest ([`crate::conn::Table::over`]); where none is over, from one that is
+//! half open or idle, the best of those a search has met.
 
 use std::ops::RangeInclusive;
 

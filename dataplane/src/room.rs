@@ -7,7 +7,7 @@ use crate::flow::{Context, Flows};
 use crate::ip::Ip;
 use crate::laddr::Holder;
 use crate::server::Mode;
-use crate::service::Service;
+use crate::service::{Local, Service};
 use crate::tuple::{Endpoint, Protocol, Tuple};
 use crate::verdict::DropReason;
 
@@ -60,13 +60,35 @@ impl<A: Ip> Flows<A> {
         };
         let found = self.local_ports.choose(&service.locals, server, protocol, holder);
         cx.counters.events(Event::PortProbes, found.tries.saturating_sub(1).into());
-        let endpoint = found.endpoint.ok_or(DropReason::NoLocalPort)?;
-        if found.held {
-            let reply = Tuple { src: server, dst: endpoint, protocol };
-            if let Some(hit) = self.table.lookup(&reply, self.table.hash(&reply)) {
-                cx.counters.event(Event::PortsReused);
-                self.close(cx, hit.id);
-            }
+        match found.endpoint {
+            Some(endpoint) if !found.held => Ok(endpoint),
+            held => self.take_back(cx, service, server, protocol, held),
+        }
+    }
+
+    /// The local endpoint of the connection that has been over for longest. Where none is, the one `otherwise` found.
+    #[cold]
+    fn take_back(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        service: &Service,
+        server: Endpoint<A>,
+        protocol: Protocol,
+        otherwise: Option<Endpoint<A>>,
+    ) -> Result<Endpoint<A>, DropReason> {
+        let oldest_of = |local: &Local| {
+            let may_go = |conn: &Conn<A>| {
+                local.ports.contains(&{ conn.peer.port }) && GivesWay::of(conn, cx.ticks).is_some()
+            };
+            self.table.over(server, A::from_ip(local.address)?, protocol).find(|(_, conn)| may_go(conn))
+        };
+        let oldest = service.locals.iter().filter_map(oldest_of);
+        let oldest = oldest.max_by_key(|(_, conn)| cx.ticks.since(conn.last_seen)).map(|(_, conn)| conn.peer);
+        let endpoint = oldest.or(otherwise).ok_or(DropReason::NoLocalPort)?;
+        let reply = Tuple { src: server, dst: endpoint, protocol };
+        if let Some(hit) = self.table.lookup(&reply, self.table.hash(&reply)) {
+            cx.counters.event(Event::PortsReused);
+            self.close(cx, hit.id);
         }
         Ok(endpoint)
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use shunt_dataplane::conn::{Conn, ConnId, Direction, Hit, InsertError, Table, Ticks};
+use shunt_dataplane::conn::{Conn, ConnId, Direction, Hit, InsertError, State, Table, Ticks};
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::tuple::{Endpoint, Protocol, Tuple, V4};
 use zerocopy::FromZeros;
@@ -20,6 +20,7 @@ enum Op {
     Remove(usize),
     Packet(usize),
     Timeout(usize, u32),
+    State(usize, State),
     Pass(u32),
     Expire { budget: usize },
 }
@@ -36,6 +37,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::Remove),
         4 => any::<usize>().prop_map(Op::Packet),
         2 => (any::<usize>(), timeout).prop_map(|(which, timeout)| Op::Timeout(which, timeout)),
+        4 => (any::<usize>(), prop::sample::select(&State::ALL[..]))
+            .prop_map(|(which, state)| Op::State(which, state)),
         3 => prop_oneof![3 => 0u32..50, 1 => 0u32..50_000].prop_map(Op::Pass),
         1 => (0usize..4).prop_map(|budget| Op::Expire { budget }),
     ]
@@ -59,24 +62,21 @@ impl Model {
                 self.insert(conn(client, local, mode, protocol, timeout));
             }
             Op::Remove(which) => {
-                if let Some((id, conn)) = self.choose(which).map(|place| self.live.swap_remove(place)) {
+                if let Some((id, conn)) = self.choose(which).map(|place| self.live.remove(place)) {
                     assert_same(&self.table.remove(id), &conn);
                 }
             }
             Op::Packet(which) => {
-                if let Some(place) = self.choose(which) {
-                    let (id, conn) = &mut self.live[place];
-                    conn.last_seen = self.now;
-                    self.table.get_mut(*id).last_seen = self.now;
-                }
+                self.hear(which, None);
             }
             Op::Timeout(which, timeout) => {
-                if let Some(place) = self.choose(which) {
-                    let (id, conn) = &mut self.live[place];
-                    (conn.last_seen, conn.timeout) = (self.now, Ticks(timeout));
-                    self.table.get_mut(*id).last_seen = self.now;
-                    self.table.set_timeout(*id, Ticks(timeout));
+                if let Some(id) = self.hear(which, None) {
+                    self.live.last_mut().unwrap().1.timeout = Ticks(timeout);
+                    self.table.set_timeout(id, Ticks(timeout));
                 }
+            }
+            Op::State(which, state) => {
+                self.hear(which, Some(state));
             }
             Op::Pass(ticks) => {
                 self.now = Ticks(self.now.0.wrapping_add(ticks));
@@ -87,6 +87,17 @@ impl Model {
             }
             Op::Expire { budget } => self.expire(budget),
         }
+    }
+
+    /// A packet of a connection, which moves it to `state`. Of those of one tick the one heard of last is the last.
+    fn hear(&mut self, which: usize, state: Option<State>) -> Option<ConnId> {
+        let (id, mut conn) = self.live.remove(self.choose(which)?);
+        let state = state.unwrap_or(State::from_number(conn.state));
+        (conn.last_seen, conn.state) = (self.now, state as u8);
+        self.table.get_mut(id).last_seen = self.now;
+        self.table.set_state(id, state);
+        self.live.push((id, conn));
+        Some(id)
     }
 
     fn insert(&mut self, conn: Conn<V4>) {
@@ -110,7 +121,7 @@ impl Model {
         assert!(expired.visited <= budget && expired.removed == gone.len());
         for conn in gone {
             let place = self.live.iter().position(|(_, live)| live.request() == conn.request());
-            let (_, live) = self.live.swap_remove(place.expect("only live connections expire"));
+            let (_, live) = self.live.remove(place.expect("only live connections expire"));
             assert_same(&conn, &live);
             assert!(self.idle(&live) >= live.timeout.0, "too early at {:?}: {live:?}", self.now);
         }
@@ -134,6 +145,12 @@ impl Model {
                 assert!(self.find(&tuple).is_none() || self.table.candidate(hash).is_some());
             }
         }
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let local = conn(0, 0, Mode::Fullnat, protocol, 1);
+            let over: Vec<_> =
+                self.table.over(local.server, local.peer.address, protocol).map(|(id, _)| id).collect();
+            assert_eq!(over, self.over(protocol));
+        }
         let mut dumped = Vec::new();
         assert_eq!(self.table.scan(0, u32::MAX, |id, _| dumped.push(id)), None);
         let mut ids: Vec<_> = self.live.iter().map(|&(id, _)| id).collect();
@@ -147,6 +164,17 @@ impl Model {
             let direction = request.or((conn.reply() == Some(*tuple)).then_some(Direction::Reply));
             direction.map(|direction| Hit { id, direction })
         })
+    }
+
+    /// FULLNAT connections that are over, the longest silent first.
+    fn over(&self, protocol: Protocol) -> Vec<ConnId> {
+        let over = |conn: &Conn<V4>| {
+            let state = State::from_number(conn.state);
+            (conn.mode(), conn.protocol(), state.is_over()) == (Mode::Fullnat, protocol, true)
+        };
+        let mut over: Vec<_> = self.live.iter().filter(|(_, conn)| over(conn)).collect();
+        over.sort_by_key(|(_, conn)| std::cmp::Reverse(self.idle(conn)));
+        over.into_iter().map(|&(id, _)| id).collect()
     }
 
     fn choose(&self, which: usize) -> Option<usize> {

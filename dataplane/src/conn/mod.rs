@@ -3,6 +3,7 @@
 mod bucket;
 mod entry;
 mod limits;
+mod quarantine;
 mod table;
 mod tcp_state;
 mod timeouts;

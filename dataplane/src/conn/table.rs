@@ -10,10 +10,12 @@ use arrayvec::ArrayVec;
 use shunt_engine::mem::{Pages, Slab, prefetch};
 
 use super::bucket::{Entry, Index, RECORDS_MAX};
-use super::wheel::{LINK_BYTES, Wheel};
-use super::{Conn, ConnFlags, Ticks};
+use super::quarantine::{self, Quarantine};
+use super::wheel::{self, Wheel};
+use super::{Conn, ConnFlags, State, Ticks};
 use crate::hash::KeyedHash;
-use crate::tuple::{Address, Tuple};
+use crate::server::Mode;
+use crate::tuple::{Address, Endpoint, Protocol, Tuple};
 
 pub use super::bucket::Hash;
 
@@ -70,6 +72,7 @@ pub struct Table<A: Address> {
     records: Slab<Conn<A>>,
     index: Index,
     wheel: Wheel,
+    quarantine: Quarantine,
     hash: KeyedHash,
     /// Records in use.
     len: usize,
@@ -92,6 +95,7 @@ impl<A: Address> Table<A> {
             records: Slab::zeroed(capacity)?,
             index: Index::new(capacity * 2)?,
             wheel: Wheel::new(capacity as u32)?,
+            quarantine: Quarantine::new(capacity as u32)?,
             hash: KeyedHash::new(secret, HASH_PURPOSE),
             len: 0,
             free: NONE,
@@ -99,9 +103,10 @@ impl<A: Address> Table<A> {
         })
     }
 
-    /// Bytes a table for `capacity` connections takes, the wheel's heads apart.
+    /// Bytes a table for `capacity` connections takes, the heads of the wheel and of queues apart.
     pub fn bytes_for(capacity: usize) -> usize {
-        capacity * (std::mem::size_of::<Conn<A>>() + LINK_BYTES) + Index::bytes_for(capacity * 2)
+        let each = std::mem::size_of::<Conn<A>>() + wheel::LINK_BYTES + quarantine::LINK_BYTES;
+        capacity * each + Index::bytes_for(capacity * 2)
     }
 
     /// What the records lie on.
@@ -219,6 +224,9 @@ impl<A: Address> Table<A> {
         }
         conn.last_seen = now;
         self.wheel.file(record, due(&conn));
+        if keeps_port(&conn) {
+            self.quarantine.join(record, self.queue_of(&conn));
+        }
         let slot = &mut self.records[record as usize];
         if record == self.unused {
             self.unused += 1;
@@ -242,7 +250,8 @@ impl<A: Address> Table<A> {
     }
 
     /// The connection `id`, to be changed. Its four endpoints, protocol and mode are the keys it is found by and must
-    /// stay; a timeout that becomes shorter must go through [`Table::set_timeout`] to be kept in time.
+    /// stay; its state is changed by [`Table::set_state`]; a timeout that becomes shorter must go through
+    /// [`Table::set_timeout`] to be kept in time.
     ///
     /// # Panics
     /// When `id` is not of this table.
@@ -264,6 +273,36 @@ impl<A: Address> Table<A> {
             let due = due(conn);
             self.wheel.advance(id.0, due);
         }
+    }
+
+    /// Moves the connection `id`, of which something has been heard just now, to `state`, be it the one it is in. One
+    /// that is over becomes the last to give its local port away ([`Table::over`]).
+    #[inline]
+    pub fn set_state(&mut self, id: ConnId, state: State) {
+        let conn = self.get_mut(id);
+        let kept = keeps_port(conn);
+        conn.state = state as u8;
+        let conn = *conn;
+        if kept {
+            self.quarantine.leave(id.0);
+        }
+        if keeps_port(&conn) {
+            self.quarantine.join(id.0, self.queue_of(&conn));
+        }
+    }
+
+    /// The connections of `server` with the local address `local` that are over, the one silent for longest first. Of a
+    /// bounded number, should others share their queue.
+    pub fn over(
+        &self,
+        server: Endpoint<A>,
+        local: A,
+        protocol: Protocol,
+    ) -> impl Iterator<Item = (ConnId, &Conn<A>)> {
+        let queue = self.quarantine.queue(self.queue(server, local, protocol)).take(quarantine::LOOKS_MAX);
+        queue.map(|record| (ConnId(record), self.get(ConnId(record)))).filter(move |(_, conn)| {
+            (conn.server, conn.peer.address, conn.protocol) == (server, local, protocol.number())
+        })
     }
 
     /// Removes the connection `id` and returns its last record.
@@ -366,9 +405,21 @@ impl<A: Address> Table<A> {
         Hashes { request: self.hash(&conn.request()), reply: conn.reply().map(|reply| self.hash(&reply)) }
     }
 
+    /// Which queue a connection waits in that keeps its port.
+    fn queue_of(&self, conn: &Conn<A>) -> u64 {
+        self.queue(conn.server, conn.peer.address, conn.protocol())
+    }
+
+    fn queue(&self, server: Endpoint<A>, local: A, protocol: Protocol) -> u64 {
+        self.hash.tuple(&Tuple { src: server, dst: Endpoint::new(local, 0), protocol })
+    }
+
     /// Takes an unfiled record with these `hashes` out of the index and into the list of free ones.
     fn release(&mut self, id: ConnId, hashes: Hashes) -> Conn<A> {
         let conn = *self.get(id);
+        if keeps_port(&conn) {
+            self.quarantine.leave(id.0);
+        }
         let request = Entry { record: id.0, direction: Direction::Request };
         let parked = conn.flags.has(ConnFlags::PARKED);
         let mut found = parked || self.index.remove(hashes.request, request);
@@ -398,6 +449,11 @@ const STAGE: usize = 32;
 /// When `conn` will have been idle for its timeout, if no packet comes.
 fn due<A: Address>(conn: &Conn<A>) -> Ticks {
     Ticks(conn.last_seen.0.wrapping_add(conn.timeout.0))
+}
+
+/// Whether nothing is left of `conn` but the local port that its server may hold still.
+fn keeps_port<A: Address>(conn: &Conn<A>) -> bool {
+    conn.mode() == Mode::Fullnat && State::from_number(conn.state).is_over()
 }
 
 fn is_live<A: Address>(conn: &Conn<A>) -> bool {

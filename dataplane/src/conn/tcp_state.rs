@@ -100,6 +100,22 @@ impl State {
         }
     }
 
+    /// Whether nothing but late segments is to come.
+    #[inline]
+    pub const fn is_over(self) -> bool {
+        match self {
+            Self::TimeWait | Self::Close | Self::LastAck | Self::Listen => true,
+            Self::None
+            | Self::Established
+            | Self::SynSent
+            | Self::SynRecv
+            | Self::FinWait
+            | Self::CloseWait
+            | Self::SynAck
+            | Self::Udp => false,
+        }
+    }
+
     /// Whether the two sides have not agreed on a connection yet: one that ends like this never was.
     pub const fn is_half_open(self) -> bool {
         match self {

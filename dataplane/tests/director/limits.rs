@@ -78,6 +78,47 @@ fn a_flood_of_first_segments_evicts_its_own_kind_and_no_established_connection()
     }
 }
 
+/// A thousand ports, four times as many as a search looks at, all taken by connections that end in another order than
+/// they began. New ones get theirs in the order in which they ended; what is heard of one again makes it the last.
+#[test]
+fn when_no_local_port_is_free_those_of_connections_over_for_longest_are_taken_back_first() {
+    const PORTS: u16 = 1000;
+    const LIVE: u16 = 10;
+    let mut lab = Lab::new(World { workers: 1, max_connections: 1200, ..World::default() });
+    let slot = lab.open(0, 1000, Mode::Fullnat, Protocol::Tcp).server_id.slot as usize;
+    let other = slot ^ 1;
+    lab.reload(|world| world.servers[other] = None);
+    for i in 1..PORTS {
+        lab.open(0, 1000 + i, Mode::Fullnat, Protocol::Tcp);
+    }
+    let to = vip(Mode::Fullnat, Protocol::Tcp);
+    let packet =
+        |from, bits| vec![PacketBuilder::tcp(client(from), to).flags(bits).link(CLIENT_MAC, US[0]).build()];
+    let mut ended: Vec<u16> = (0..990_u32).map(|i| 1000 + (i * 617 % 990) as u16).collect();
+    let live = 1000 + PORTS - LIVE..1000 + PORTS;
+    for from in 1000..live.end {
+        assert_eq!(lab.deliver(0, CLIENTS, &packet(from, flags::ACK)).len(), 1);
+    }
+    for &from in &ended {
+        assert_eq!(lab.deliver(0, CLIENTS, &packet(from, flags::RST)).len(), 1);
+        lab.pass(Duration::from_millis(5));
+    }
+    for again in [ended.remove(0), ended.remove(400)] {
+        assert_eq!(lab.deliver(0, CLIENTS, &packet(again, flags::RST)).len(), 1);
+        ended.push(again);
+    }
+    let ports: Vec<_> = ended.iter().map(|&from| lab.conn(client(from), to).unwrap().1.peer).collect();
+    for (i, port) in (0..).zip(ports) {
+        assert_eq!(lab.open(0, 10_000 + i, Mode::Fullnat, Protocol::Tcp).peer, port, "number {i}");
+    }
+    assert_eq!(lab.count(Event::PortsReused), ended.len() as u64);
+    // All are taken by connections that live or have just begun.
+    assert_eq!(lab.deliver(0, CLIENTS, &packet(20_000, flags::SYN)).len(), 0);
+    assert_eq!(lab.dropped(DropReason::NoLocalPort), 1);
+    assert!(live.into_iter().all(|from| lab.conn(client(from), to).is_some()));
+    lab.finish();
+}
+
 /// `lblc` and `lblcr` remember 32 768 destinations, in buckets of eight.
 #[test]
 fn more_destinations_than_lblc_has_room_for_are_all_served_and_what_is_forgotten_is_counted() {
