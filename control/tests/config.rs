@@ -155,3 +155,128 @@ fn local_addresses_that_no_server_uses_are_a_warning() {
     assert!(warnings("fullnat", &format!("{server}mode = \"nat\"\n")).contains(unused));
     assert_eq!(warnings("nat", &format!("{server}mode = \"fullnat\"\n")), "");
 }
+
+/// A folder with files, gone when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(label: &str, files: &[(&str, &str)]) -> Self {
+        let folder = std::env::temp_dir().join(format!("shunt-config-{}-{label}", std::process::id()));
+        std::fs::create_dir_all(folder.join("services.d")).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        Self(folder)
+    }
+
+    /// The names of the services, or what is wrong, with the files' names alone.
+    fn load(&self) -> Result<Vec<String>, String> {
+        match Config::load(&self.0.join("main.toml"), false) {
+            Ok(loaded) => Ok(loaded.config.services.into_iter().map(|service| service.name).collect()),
+            Err(error) => Err(error.to_string().replace(&format!("{}/", self.0.display()), "")),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const MAIN: &str = "include = [\"services.d/*.toml\", \"last.toml\"]\n[[port]]\ninterface = \"eth0\"\n";
+
+fn service(name: &str, last: u8) -> String {
+    format!(
+        "[[service]]\nname = \"{name}\"\nprotocol = \"tcp\"\nmode = \"dr\"\nlisten = [\"203.0.113.{last}:80\"]\n\
+         [[service.server]]\naddress = \"203.0.113.99\"\n"
+    )
+}
+
+#[test]
+fn included_files_count_in_the_order_of_include_and_of_their_names() {
+    let main = MAIN.to_owned() + &service("own", 1);
+    let [b, a, last, hidden] = [("b", 2), ("a", 3), ("last", 4), ("hidden", 5)].map(|(n, l)| service(n, l));
+    let files = [
+        ("main.toml", main.as_str()),
+        ("services.d/20-b.toml", &b),
+        ("services.d/10-a.toml", &a),
+        ("services.d/.hidden.toml", &hidden),
+        ("services.d/other.txt", "neither TOML"),
+        ("last.toml", &last),
+    ];
+    assert_eq!(Folder::new("order", &files).load().unwrap(), ["own", "a", "b", "last"]);
+    // A file that two patterns name counts once; the file itself is not among those that a pattern finds.
+    let main = main.replace("\"last.toml\"", "\"last.toml\", \"*.toml\"");
+    let files = [("main.toml", main.as_str()), ("last.toml", &last)];
+    assert_eq!(
+        Folder::new("twice", &files).load().unwrap(),
+        ["own", "last"],
+        "and nothing in services.d is no error"
+    );
+}
+
+#[test]
+fn what_is_wrong_in_an_included_file_is_told_with_that_files_name_and_line() {
+    let wrong = service("one", 1).replace("\"dr\"", "\"drr\"");
+    let files = [
+        ("main.toml", MAIN),
+        ("services.d/a.toml", wrong.as_str()),
+        ("services.d/b.toml", "[engine]\nworkers = 2\n"),
+        ("services.d/c.toml", "[[service]]\nnam = \"c\"\n"),
+        ("last.toml", &service("two", 1)),
+    ];
+    let said = Folder::new("wrong", &files).load().unwrap_err();
+    assert!(said.contains("--> services.d/b.toml:1:2") && said.contains("unknown key `engine`"), "{said}");
+    assert!(said.contains("--> services.d/c.toml:2:1") && said.contains("did you mean `name`?"), "{said}");
+    let files = [("main.toml", MAIN), ("services.d/a.toml", &wrong), ("last.toml", &service("two", 1))];
+    let said = Folder::new("both", &files).load().unwrap_err();
+    assert!(said.contains("--> services.d/a.toml:4:8") && said.contains("did you mean `dr`?"), "{said}");
+    // A collision names both places, each in its own file.
+    let collision = &said[said.find("collides").unwrap()..];
+    assert!(
+        collision.contains("--> last.toml:5:11") && collision.contains("::: services.d/a.toml:5:11"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_include_that_leads_nowhere_is_an_error_at_its_place() {
+    for (include, why) in [
+        ("\"missing.toml\"", "there is no such file"),
+        ("\"main.toml\"", "this is the file itself"),
+        ("\"services.d\"", "there is no such file"),
+        ("\"a[.toml\"", "invalid range pattern"),
+    ] {
+        let main = format!("include = [{include}]\n[[port]]\ninterface = \"eth0\"\n");
+        let said = Folder::new("nowhere", &[("main.toml", &main)]).load().unwrap_err();
+        assert!(said.contains("--> main.toml:1:12") && said.contains(why), "{include}: {said}");
+    }
+    let recursive = "include = [\"../main.toml\"]\n";
+    let files = [("main.toml", MAIN), ("last.toml", recursive)];
+    let said = Folder::new("recursive", &files).load().unwrap_err();
+    assert!(said.contains("unknown key `include`") && said.contains("--> last.toml:1:1"), "{said}");
+}
+
+#[test]
+fn numbers_and_times_may_have_units() {
+    let text = "[engine]\nmax_connections = \"2M\"\nbuffers = \"20k\"\n[timeouts]\nudp = \"1500ms\"\nlisten = \"2h\"\n\
+        [[port]]\ninterface = \"eth0\"\n";
+    let loaded = Config::parse("units", text, false).unwrap();
+    assert_eq!((loaded.config.engine.max_connections, loaded.config.engine.buffers), (2_000_000, 20_000));
+    let wrong = |value: &str| {
+        let text = format!("[engine]\nbuffers = {value}\n[[port]]\ninterface = \"eth0\"\n");
+        Config::parse("units", &text, false).unwrap_err().to_string()
+    };
+    for (value, why) in [
+        ("\"20K\"", "\"K\" is not a unit"),
+        ("\"k\"", "not a whole number"),
+        ("\"-1k\"", "not a whole number"),
+        ("\"10000000000G\"", "too large"),
+        ("\"1G\"", "must be 512 to 1048576"),
+        ("1.5", "expected a whole number"),
+    ] {
+        let said = wrong(value);
+        assert!(said.contains("units:2:11") && said.contains(why), "{value}: {said}");
+    }
+}

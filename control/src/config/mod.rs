@@ -1,5 +1,5 @@
-//! The configuration: a TOML file, read twice. `raw` is the file as typed; `resolve` is what it means, with every
-//! default filled in. All errors are found at once, each with its line and column.
+//! The configuration: TOML files, read twice. `raw` is a file as typed; `resolve` is what all of them mean, with every
+//! default filled in. All errors are found at once, each with its file, line and column.
 
 mod check;
 mod diagnostic;
@@ -13,6 +13,7 @@ mod resolve;
 mod scheduler;
 mod service;
 mod shape;
+mod sources;
 mod thresholds;
 mod timeouts;
 mod words;
@@ -36,6 +37,7 @@ pub use check::Asks;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use listen::Listen;
 pub use scheduler::describe as describe_scheduler;
+pub use sources::{FILES_MAX, Source, Sources};
 pub use words::{CheckKind, Driver, Idle, Word, XdpMode};
 
 /// What a configuration file means. Nothing is optional any more.
@@ -215,11 +217,13 @@ pub enum ServerPort {
     Mapped(u16),
 }
 
-/// A configuration file that was read and understood.
+/// Configuration files that were read and understood.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What it means.
+    /// What they mean.
     pub config: Config,
+    /// What stands in them.
+    pub sources: Sources,
     /// Warnings for people; empty when there are none.
     pub warnings: String,
 }
@@ -235,15 +239,15 @@ pub enum ConfigError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// It is larger than any configuration.
-    #[error("{0}: larger than {FILE_LEN_MAX} bytes; this is no configuration")]
+    /// It is, with what it includes before, larger than any configuration.
+    #[error("{0}: larger than {FILE_LEN_MAX} bytes all in all; this is no configuration")]
     TooLong(PathBuf),
     /// What stands in it is wrong. All of it, rendered.
     #[error("{0}")]
     Wrong(String),
 }
 
-/// Largest file that is read, in bytes.
+/// Bytes that all files of a configuration may have together.
 pub const FILE_LEN_MAX: u64 = 16 << 20;
 
 impl Config {
@@ -261,29 +265,41 @@ impl Config {
         })
     }
 
-    /// Reads the file at `path`.
+    /// Reads the file at `path` and those that it includes.
     ///
     /// # Errors
-    /// When it cannot be read, or with every error in it.
+    /// When it cannot be read, or with every error in them.
     pub fn load(path: &Path, colour: bool) -> Result<Loaded, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(read)?.len() > FILE_LEN_MAX {
-            return Err(ConfigError::TooLong(path.to_owned()));
-        }
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        Self::parse(&path.display().to_string(), &text, colour)
+        let mut diagnostics = Diagnostics::default();
+        let sources = Sources::read(path, &mut diagnostics)?;
+        Self::understand(sources, diagnostics, colour)
     }
 
-    /// Reads `text`, calling it `path` in messages.
+    /// Reads `text`, calling it `path` in messages. Files that it includes are left out.
     ///
     /// # Errors
     /// With every error in it.
     pub fn parse(path: &str, text: &str, colour: bool) -> Result<Loaded, ConfigError> {
-        let mut diagnostics = Diagnostics::default();
-        let config = resolve::resolve(text, &mut diagnostics);
-        let rendered = diagnostics.render(path, text, colour);
+        Self::of(Sources::new(Source::new(path.into(), text), []), colour)
+    }
+
+    /// What `sources` mean.
+    ///
+    /// # Errors
+    /// With every error in them.
+    pub fn of(sources: Sources, colour: bool) -> Result<Loaded, ConfigError> {
+        Self::understand(sources, Diagnostics::default(), colour)
+    }
+
+    fn understand(
+        sources: Sources,
+        mut diagnostics: Diagnostics,
+        colour: bool,
+    ) -> Result<Loaded, ConfigError> {
+        let config = resolve::resolve(&sources, &mut diagnostics);
+        let rendered = diagnostics.render(&sources, colour);
         match config {
-            Some(config) if !diagnostics.has_errors() => Ok(Loaded { config, warnings: rendered }),
+            Some(config) if !diagnostics.has_errors() => Ok(Loaded { config, sources, warnings: rendered }),
             _ => Err(ConfigError::Wrong(rendered)),
         }
     }

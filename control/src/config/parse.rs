@@ -32,6 +32,21 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 const DURATION_MAX_MILLIS: u64 = 31 * 24 * 3_600_000;
 
+/// `"1000"`, `"10k"`, `"2M"`, `"1G"`.
+pub(super) fn count(text: &str) -> Result<i64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: i64 = number.parse().map_err(|_| "not a whole number".to_owned())?;
+    let factor = match unit {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => return Err(format!("{unit:?} is not a unit")),
+    };
+    number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
+}
+
 /// `"203.0.113.10:80"`, `"203.0.113.10:8000-8099"`, `"203.0.113.10:0"` (every port), `"203.0.113.10"`; in IPv6
 /// `"[2001:db8::10]:80"` and so on, without a port also `"2001:db8::10"`.
 pub(super) fn address_ports(text: &str) -> Result<AddressPorts, String> {

@@ -1,6 +1,8 @@
 //! The configuration as typed: which keys exist and of which type their values are, with the place of each.
 //! What they mean, and whether they make sense together, is [`super::resolve`]'s.
 
+use std::fmt;
+
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -11,6 +13,9 @@ pub(super) type Typed<T> = Option<Spanned<T>>;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
+    /// Read by [`super::sources`].
+    #[serde(rename = "include")]
+    pub(super) _include: Vec<String>,
     pub(super) engine: Engine,
     pub(super) api: Api,
     pub(super) timeouts: Timeouts,
@@ -18,17 +23,64 @@ pub(super) struct File {
     pub(super) service: Vec<Spanned<Service>>,
 }
 
+/// A file that another one includes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Included {
+    pub(super) service: Vec<Spanned<Service>>,
+}
+
+/// A whole number, or text with a unit: `10_000`, `"10k"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    Plain(i64),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberVisitor)
+    }
+}
+
+struct NumberVisitor;
+
+impl serde::de::Visitor<'_> for NumberVisitor {
+    type Value = Number;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "a whole number")
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Number, E> {
+        Ok(Number::Plain(number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Number, E> {
+        Ok(Number::Text(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(number) => write!(out, "{number}"),
+            Self::Text(text) => write!(out, "{text:?}"),
+        }
+    }
+}
+
 /// `[engine]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Engine {
-    pub(super) workers: Typed<i64>,
+    pub(super) workers: Typed<Number>,
     pub(super) cores: Typed<Cores>,
     pub(super) idle: Typed<String>,
-    pub(super) buffer_size: Typed<i64>,
-    pub(super) buffers: Typed<i64>,
-    pub(super) max_connections: Typed<i64>,
-    pub(super) max_templates: Typed<i64>,
+    pub(super) buffer_size: Typed<Number>,
+    pub(super) buffers: Typed<Number>,
+    pub(super) max_connections: Typed<Number>,
+    pub(super) max_templates: Typed<Number>,
     pub(super) manage_addresses: Option<bool>,
 }
 
@@ -72,7 +124,7 @@ pub(super) struct Port {
     pub(super) interface: Typed<String>,
     pub(super) driver: Typed<String>,
     pub(super) xdp: Typed<String>,
-    pub(super) queues: Typed<i64>,
+    pub(super) queues: Typed<Number>,
 }
 
 /// `[[service]]`
@@ -86,16 +138,16 @@ pub(super) struct Service {
     pub(super) scheduler: Typed<String>,
     pub(super) scheduler_flags: Typed<Vec<Spanned<String>>>,
     pub(super) hash: Typed<String>,
-    pub(super) seed: Typed<i64>,
-    pub(super) mh_slots: Typed<i64>,
+    pub(super) seed: Typed<Number>,
+    pub(super) mh_slots: Typed<Number>,
     pub(super) local: Typed<Vec<Spanned<String>>>,
     pub(super) local_port_range: Typed<String>,
     pub(super) out_of_state: Typed<String>,
     pub(super) drain: Typed<String>,
     pub(super) server_gone: Typed<String>,
     pub(super) persistence: Typed<String>,
-    pub(super) persistence_mask_ipv4: Typed<i64>,
-    pub(super) persistence_mask_ipv6: Typed<i64>,
+    pub(super) persistence_mask_ipv4: Typed<Number>,
+    pub(super) persistence_mask_ipv6: Typed<Number>,
     pub(super) one_packet: Typed<bool>,
     pub(super) timeouts: Timeouts,
     pub(super) server: Vec<Spanned<Server>>,
@@ -107,10 +159,10 @@ pub(super) struct Service {
 pub(super) struct Server {
     pub(super) name: Typed<String>,
     pub(super) address: Typed<String>,
-    pub(super) weight: Typed<i64>,
+    pub(super) weight: Typed<Number>,
     pub(super) drain: Typed<String>,
-    pub(super) max_connections: Typed<i64>,
-    pub(super) resume_connections: Typed<i64>,
+    pub(super) max_connections: Typed<Number>,
+    pub(super) resume_connections: Typed<Number>,
     pub(super) mode: Typed<String>,
 }
 
@@ -121,5 +173,5 @@ pub(super) struct Server {
 #[allow(dead_code, reason = "services will have them")]
 pub(super) struct Check {
     pub(super) kind: Typed<String>,
-    pub(super) port: Typed<i64>,
+    pub(super) port: Typed<Number>,
 }

@@ -7,27 +7,43 @@ use std::path::PathBuf;
 use shunt_dataplane::conn::Timeouts;
 use toml::Spanned;
 
-use super::diagnostic::Diagnostics;
+use super::diagnostic::{Diagnostics, shift};
 use super::parse::{self, nearest};
-use super::raw::{self, Typed};
+use super::raw::{self, Number, Typed};
+use super::sources::Sources;
 use super::timeouts::timeouts;
 use super::words::{Driver, Idle, Word, XdpMode};
 use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service, shape};
 use crate::state::{SERVERS_MAX, SERVICES_MAX};
 
-/// The configuration in `text`. `None` when the text is not even TOML of the right shape; otherwise the value is
+/// The configuration in `sources`. `None` when one of them is not even TOML of the right shape; otherwise the value is
 /// good exactly if `diagnostics` has no errors.
-pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Config> {
-    let file = shape::read(text, diagnostics)?;
+pub(super) fn resolve(sources: &Sources, diagnostics: &mut Diagnostics) -> Option<Config> {
+    let file: Option<raw::File> = shape::read(sources.main().text(), diagnostics);
+    let mut included = Vec::new();
+    for (base, source) in sources.iter().skip(1) {
+        diagnostics.in_file_at(base);
+        included
+            .push(shape::read::<raw::Included>(source.text(), diagnostics).map(|file| (base, file.service)));
+    }
+    diagnostics.in_file_at(0);
+    let mut file = file?;
+    let own = std::mem::take(&mut file.service);
+    let typed: Vec<(usize, Vec<_>)> =
+        std::iter::once(Some((0, own))).chain(included).collect::<Option<_>>()?;
     let timeouts = timeouts("timeouts", &file.timeouts, Timeouts::default(), diagnostics);
-    let services: Vec<_> =
-        file.service.iter().map(|typed| service::service(typed, &timeouts, diagnostics)).collect();
+    let mut services = Vec::new();
+    for (base, typed) in &typed {
+        diagnostics.in_file_at(*base);
+        services.extend(typed.iter().map(|typed| service::service(typed, &timeouts, diagnostics).at(*base)));
+    }
+    diagnostics.in_file_at(0);
     overlap::names(&services, diagnostics);
     overlap::listens(&services, diagnostics);
     overlap::locals(&services, diagnostics);
     overlap::servers(&services, diagnostics);
     overlap::server_names(&services, diagnostics);
-    too_many(&file, diagnostics);
+    too_many(&typed, diagnostics);
     Some(Config {
         engine: engine(&file.engine, diagnostics),
         api: api(&file.api, diagnostics),
@@ -37,15 +53,19 @@ pub(super) fn resolve(text: &str, diagnostics: &mut Diagnostics) -> Option<Confi
 }
 
 /// Services and servers beyond those there are numbers for.
-fn too_many(file: &raw::File, diagnostics: &mut Diagnostics) {
-    if let Some(first) = file.service.get(SERVICES_MAX) {
-        let message = format!("{} services; {SERVICES_MAX} are possible", file.service.len());
-        diagnostics.error(first.span(), message, "the first too many");
+fn too_many(files: &[(usize, Vec<Spanned<raw::Service>>)], diagnostics: &mut Diagnostics) {
+    let services =
+        || files.iter().flat_map(|(base, services)| services.iter().map(move |typed| (base, typed)));
+    if let Some((base, first)) = services().nth(SERVICES_MAX) {
+        let message = format!("{} services; {SERVICES_MAX} are possible", services().count());
+        diagnostics.error(shift(first.span(), *base), message, "the first too many");
     }
-    let servers = || file.service.iter().flat_map(|service| &service.as_ref().server);
-    if let Some(first) = servers().nth(SERVERS_MAX) {
+    let servers = || {
+        services().flat_map(|(base, service)| service.as_ref().server.iter().map(move |typed| (base, typed)))
+    };
+    if let Some((base, first)) = servers().nth(SERVERS_MAX) {
         let message = format!("{} servers in all services; {SERVERS_MAX} are possible", servers().count());
-        diagnostics.error(first.span(), message, "the first too many");
+        diagnostics.error(shift(first.span(), *base), message, "the first too many");
     }
 }
 
@@ -82,10 +102,10 @@ pub(super) fn word<W: Word>(
     word
 }
 
-/// An integer within `bounds`, or `default` when none was typed.
+/// A whole number within `bounds`, or `default` when none was typed.
 pub(super) fn integer<T>(
     key: &str,
-    typed: &Typed<i64>,
+    typed: &Typed<Number>,
     default: T,
     bounds: RangeInclusive<i64>,
     diagnostics: &mut Diagnostics,
@@ -93,16 +113,36 @@ pub(super) fn integer<T>(
 where
     T: TryFrom<i64>,
 {
-    let Some(typed) = typed else { return default };
+    let Some(spanned) = typed else { return default };
     let (first, last) = (*bounds.start(), *bounds.end());
-    match T::try_from(*typed.as_ref()) {
-        Ok(value) if bounds.contains(typed.as_ref()) => value,
+    let value = match number(key, typed, diagnostics) {
+        Some(value) => value,
+        None => return default,
+    };
+    match T::try_from(value) {
+        Ok(number) if bounds.contains(&value) => number,
         _ => {
-            let message = format!("{key}: {} is out of range", typed.as_ref());
-            diagnostics.error(typed.span(), message, format!("must be {first} to {last}"));
+            let message = format!("{key}: {} is out of range", spanned.as_ref());
+            diagnostics.error(spanned.span(), message, format!("must be {first} to {last}"));
             default
         }
     }
+}
+
+/// A whole number, if one was typed.
+pub(super) fn number(key: &str, typed: &Typed<Number>, diagnostics: &mut Diagnostics) -> Option<i64> {
+    let typed = typed.as_ref()?;
+    let text = match typed.as_ref() {
+        Number::Plain(number) => return Some(*number),
+        Number::Text(text) => text,
+    };
+    let number = parse::count(text);
+    if let Err(why) = &number {
+        diagnostics.error(typed.span(), format!("{key}: {text:?} is not possible"), why.as_str()).help(
+            "write it as 10000 or \"10k\"; k, M and G are thousands, millions and thousands of millions",
+        );
+    }
+    number.ok()
 }
 
 /// A length of time, if one was typed.

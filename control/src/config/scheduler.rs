@@ -6,8 +6,8 @@ use toml::Spanned;
 
 use super::Server;
 use super::diagnostic::Diagnostics;
-use super::raw::{self, Typed};
-use super::resolve::{integer, list, word};
+use super::raw::{self, Number, Typed};
+use super::resolve::{integer, list, number, word};
 use super::words::Word;
 
 /// What `scheduler`, `scheduler_flags`, `hash`, `seed` and `mh_slots` of the service called `name` mean together.
@@ -93,14 +93,14 @@ fn has_seed(kind: SchedulerKind) -> bool {
     kind.maps() || matches!(kind, SchedulerKind::Rr | SchedulerKind::Wrr | SchedulerKind::Twos)
 }
 
-fn mh_slots(key: &str, hash: HashKind, typed: &Typed<i64>, diagnostics: &mut Diagnostics) -> u32 {
+fn mh_slots(key: &str, hash: HashKind, typed: &Typed<Number>, diagnostics: &mut Diagnostics) -> u32 {
     let (default, kernels) = match hash {
         HashKind::Keyed => (mh::SLOTS, true),
         HashKind::Kernel => (mh::KERNEL_SLOTS, false),
     };
     let allowed = || mh::SLOTS_ALLOWED.into_iter().filter(move |&slots| kernels || slots != mh::SLOTS);
-    let Some(typed) = typed else { return default };
-    allowed().find(|&slots| i64::from(slots) == *typed.as_ref()).unwrap_or_else(|| {
+    let (Some(value), Some(typed)) = (number(key, typed, diagnostics), typed) else { return default };
+    allowed().find(|&slots| i64::from(slots) == value).unwrap_or_else(|| {
         let numbers: Vec<_> = allowed().map(|slots| slots.to_string()).collect();
         let message = format!("{key}: {} is not possible", typed.as_ref());
         let help = format!("possible are {}", list(numbers.iter().map(String::as_str)));

@@ -10,7 +10,7 @@ use shunt_dataplane::tuple::Protocol;
 use shunt_engine::Duration;
 use toml::Spanned;
 
-use super::diagnostic::Diagnostics;
+use super::diagnostic::{Diagnostics, shift};
 use super::listen::{self, Listen};
 use super::one_packet::one_packet;
 use super::parse;
@@ -30,6 +30,17 @@ pub(super) struct Placed {
     pub(super) local: Vec<Range<usize>>,
     pub(super) servers: Vec<Range<usize>>,
     pub(super) server_names: Vec<Range<usize>>,
+}
+
+impl Placed {
+    /// The same in a file that begins at `base`.
+    pub(super) fn at(mut self, base: usize) -> Self {
+        let lists = [&mut self.listen, &mut self.local, &mut self.servers, &mut self.server_names];
+        for place in lists.into_iter().flatten().chain([&mut self.name]) {
+            *place = shift(place.clone(), base);
+        }
+        self
+    }
 }
 
 /// What one `[[service]]` means. Wrong parts are left out and noted in `diagnostics`.

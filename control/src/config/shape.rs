@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Diagnostics;
 use super::parse::nearest;
-use super::raw;
 use super::resolve::list;
 
 /// Errors of this kind that are shown of one file.
@@ -17,9 +17,9 @@ const ERRORS_MAX: usize = 50;
 /// Tables whose values mean nothing to the others: the rest of the file makes sense without a wrong one.
 const APART: [&str; 3] = ["engine", "api", "timeouts"];
 
-/// The file as typed. Unknown keys are reported and left out, and so are values of a wrong type in the tables
+/// A file as typed. Unknown keys are reported and left out, and so are values of a wrong type in the tables
 /// [`APART`]; `None` after any other error, for what a service means without a value that was meant is anybody's guess.
-pub(super) fn read(text: &str, diagnostics: &mut Diagnostics) -> Option<raw::File> {
+pub(super) fn read<F: DeserializeOwned>(text: &str, diagnostics: &mut Diagnostics) -> Option<F> {
     let mut rest = text.to_owned();
     let mut makes_sense = true;
     for _ in 0..ERRORS_MAX {
@@ -111,11 +111,12 @@ fn entry_in(value: &Spanned<DeValue<'_>>, place: &Range<usize>) -> Option<Range<
 
 #[cfg(test)]
 mod tests {
+    use super::super::raw;
     use super::*;
 
     fn errors(text: &str) -> (usize, bool) {
         let mut diagnostics = Diagnostics::default();
-        let file = read(text, &mut diagnostics);
+        let file: Option<raw::File> = read(text, &mut diagnostics);
         (diagnostics.iter().count(), file.is_some())
     }
 
@@ -128,8 +129,8 @@ mod tests {
 
     #[test]
     fn wrong_types_are_all_found_and_those_of_a_service_leave_it_without_meaning() {
-        assert_eq!(errors("[engine]\nworkers = \"two\"\nidle = 3\nworkrs = 1\n"), (3, true));
-        assert_eq!(errors("[engine]\nworkers = \"two\"\n[[service]]\nmode = 3\n"), (2, false));
+        assert_eq!(errors("[engine]\nworkers = true\nidle = 3\nworkrs = 1\n"), (3, true));
+        assert_eq!(errors("[engine]\nworkers = true\n[[service]]\nmode = 3\n"), (2, false));
     }
 
     #[test]
