@@ -35,6 +35,7 @@ named! {
         FragmentsHeld = "fragments_held": "later fragments kept until their first arrives",
         FragmentsUnknown = "fragments_unknown": "held fragments given to the kernel because their first did not come",
         IcmpForwarded = "icmp_forwarded": "ICMP errors about our flows passed on, translated",
+        PathMtusLearnt = "path_mtus_learnt": "packets to servers in IPv6 tunnels found too big on the way, though every link must carry what is inside: such are cut from then on",
         HandedOff = "handed_off": "packets handed to the worker that owns their flow",
         DestinationsEvicted = "destinations_evicted": "destinations that lblc and lblcr forgot for lack of room",
         PortProbes = "port_probes": "extra tries to find a free local port",

@@ -25,6 +25,7 @@ pub mod icmp;
 pub mod ip;
 pub mod laddr;
 pub mod neigh;
+mod path_mtu;
 pub mod persist;
 pub mod pipeline;
 mod room;

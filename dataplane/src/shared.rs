@@ -10,6 +10,7 @@ use crate::conn::Conn;
 use crate::counters::{self, ServerField};
 use crate::hash::KeyedHash;
 use crate::home::{Calls, Home};
+use crate::path_mtu::PathMtus;
 use crate::pipeline::Config;
 use crate::scheduler::{Load, SchedulerState};
 use crate::snapshot::Snapshot;
@@ -27,6 +28,7 @@ pub struct Shared {
     pub(crate) originated: Originated,
     pub(crate) agreed: Agreed,
     pub(crate) doors: Doors,
+    pub(crate) path_mtus: PathMtus,
     peers: Vec<Published>,
     next_loads: Instant,
     /// The server slot whose load elsewhere is looked up next.
@@ -47,6 +49,7 @@ impl Shared {
             schedulers: SchedulerState::new(services, servers, config.secret[0]).for_worker(config.worker),
             originated: Originated::new(config.worker, config.seed()),
             doors: Doors::new(agreed.occupancy.clone(), services),
+            path_mtus: PathMtus::new(servers),
             agreed,
             peers: Vec::new(),
             next_loads: Instant::ZERO,

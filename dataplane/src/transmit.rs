@@ -57,6 +57,8 @@ impl Originated {
 struct Link<'a> {
     hop: &'a NextHop,
     destination: shunt_engine::port::MacAddr,
+    /// Largest packet, in bytes: the hop's, or less where the way is known to be narrow.
+    mtu: u16,
 }
 
 /// A client's packet, on to the server.
@@ -135,7 +137,7 @@ fn check<A: Ip>(
         icmp_back::<A>(cx, icmp::Error::TimeExceeded, meta, frame);
         return Err(DropReason::TtlExceeded);
     }
-    let room = link.hop.mtu.saturating_sub(overhead);
+    let room = link.mtu.saturating_sub(overhead);
     let fits = meta.l3_len() <= room;
     let carried = overhead > 0 && meta.l3_len() <= A::TUNNEL_CARRIES;
     if !fits && meta.dont_fragment && !carried {
@@ -190,7 +192,7 @@ fn leave_in_parts<A: Ip>(
     meta: &Meta,
     frame: &mut Frame,
 ) -> Decision {
-    let (mut start, mut end, mut mtu) = (usize::from(meta.l3), usize::from(meta.end), link.hop.mtu);
+    let (mut start, mut end, mut mtu) = (usize::from(meta.l3), usize::from(meta.end), link.mtu);
     match tunnel {
         Some((src, dst)) if A::TUNNEL_CARRIES > 0 => {
             if A::encapsulate(frame, start, src, dst, 0).is_err() {
@@ -284,6 +286,7 @@ pub fn tunnel_error<A: Ip>(
     meta: &Meta,
     frame: &Frame,
 ) -> Decision {
+    learn_path_mtu(cx, conn, tunnelled);
     let link = match to_client(cx, conn) {
         Ok(link) => link,
         Err(reason) => return Decision::Drop(reason),
@@ -299,6 +302,19 @@ pub fn tunnel_error<A: Ip>(
     }
     cx.emit.send(link.hop.port, out);
     Decision::Replaced
+}
+
+/// Remembers that the way of the tunnel of `conn` is narrow, if the error is about a packet from our end of it. The
+/// connection's way is worked out anew.
+fn learn_path_mtu<A: Ip>(cx: &mut Context<'_, '_>, conn: &mut Conn<A>, tunnelled: &Tunnelled<A>) {
+    let Some(mtu) = tunnelled.narrow else { return };
+    let Some(server) = cx.snapshot.server(conn.server_id) else { return };
+    let from = to_server(cx, conn, server).map(|link| tunnel_ends(&link, conn).0);
+    if from == Ok(tunnelled.from) {
+        cx.shared.path_mtus.learn(conn.server_id, mtu, cx.ticks);
+        cx.counters.event(Event::PathMtusLearnt);
+        way::unsettle(conn);
+    }
 }
 
 /// Answers a TCP segment with a RST, back the way it came.
@@ -374,7 +390,7 @@ fn check_error(link: &Link<'_>, overhead: u16, meta: &Meta) -> Result<bool, Drop
     if meta.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    Ok(meta.l3_len() <= link.hop.mtu.saturating_sub(overhead))
+    Ok(meta.l3_len() <= link.mtu.saturating_sub(overhead))
 }
 
 /// What `mode` adds to a packet, in bytes.
@@ -449,7 +465,7 @@ fn to_server<'a, A: Ip>(
     let hops = server.hop.as_ref().ok_or(DropReason::NoRoute)?;
     let hop = cx.snapshot.hop(hops.of(|| cx.shared.path_of(conn))).ok_or(DropReason::NoRoute)?;
     let destination = hop.destination.ok_or(DropReason::NoNeighbour)?;
-    Ok(Link { hop, destination })
+    Ok(Link { hop, destination, mtu: path_mtu(cx, conn).map_or(hop.mtu, |mtu| mtu.min(hop.mtu)) })
 }
 
 #[inline]
@@ -459,7 +475,16 @@ fn to_client<'a, A: Ip>(cx: &Context<'a, '_>, conn: &mut Conn<A>) -> Result<Link
     let learnt = shunt_engine::port::MacAddr(conn.client_mac);
     let attached = (hop.attached && !learnt.is_zero()).then_some(learnt);
     let destination = hop.destination.or(attached).ok_or(DropReason::NoNeighbour)?;
-    Ok(Link { hop, destination })
+    Ok(Link { hop, destination, mtu: hop.mtu })
+}
+
+/// The MTU of the way to the server of `conn`, if that is known to be too narrow for a tunnel.
+#[inline]
+pub(crate) fn path_mtu<A: Ip>(cx: &Context<'_, '_>, conn: &Conn<A>) -> Option<u16> {
+    if A::TUNNEL_CARRIES == 0 || conn.mode() != Mode::Tun {
+        return None;
+    }
+    cx.shared.path_mtus.of(conn.server_id, cx.ticks)
 }
 
 /// Outer source and destination: our address towards the server (the VIP where we have none), and the server.

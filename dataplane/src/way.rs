@@ -7,12 +7,13 @@ use crate::flow::Context;
 use crate::ip::Ip;
 use crate::neigh::HopId;
 use crate::snapshot::Snapshot;
+use crate::transmit;
 
 /// The generation of records whose way is to be worked out for every packet.
 const NEVER: u32 = 0;
 
 /// Works the way of `conn` out, unless that was done in this generation. What is stored stays for the generation only if
-/// packets of both directions are still ours: otherwise each is to be judged for itself.
+/// packets of both directions are still ours and a tunnel's way is not narrow: otherwise each is to be judged for itself.
 #[inline]
 pub(crate) fn settle<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
     if conn.generation != cx.snapshot.generation() {
@@ -36,7 +37,8 @@ fn find<A: Ip>(conn: &mut Conn<A>, cx: &Context<'_, '_>) {
     conn.server_hop = server_hop.filter(is_station).unwrap_or(Conn::<A>::NO_HOP);
     conn.client_hop = client_hop.unwrap_or(Conn::<A>::NO_HOP);
     conn.deltas = Deltas::of(conn);
-    conn.generation = if is_ours(conn, cx.snapshot) { cx.snapshot.generation() } else { NEVER };
+    let is_usual = is_ours(conn, cx.snapshot) && transmit::path_mtu(cx, conn).is_none();
+    conn.generation = if is_usual { cx.snapshot.generation() } else { NEVER };
 }
 
 fn is_ours<A: Ip>(conn: &Conn<A>, snapshot: &Snapshot) -> bool {

@@ -54,6 +54,10 @@ pub struct Tunnelled<A: Address> {
     pub at: usize,
     /// What its sender is to hear (RFC 2003 §4, RFC 2473 §8).
     pub error: Error,
+    /// Where the tunnel begins.
+    pub from: A,
+    /// The MTU of the tunnel's way, if it has no room for what every link carries; see [`crate::path_mtu`].
+    pub narrow: Option<u16>,
 }
 
 /// The new outer addresses of a translated ICMP error.

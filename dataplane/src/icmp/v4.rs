@@ -121,7 +121,7 @@ pub fn tunnelled(frame: &[u8], meta: &Meta) -> Option<Tunnelled<V4>> {
         _ => return None,
     };
     let at = l4 + icmpv4::HEADER_LEN + outer.header_len();
-    Some(Tunnelled { server: outer.dst(), tuple, at, error })
+    Some(Tunnelled { server: outer.dst(), tuple, at, error, from: outer.src(), narrow: None })
 }
 
 #[cfg(test)]

@@ -111,15 +111,22 @@ pub fn tunnelled(frame: &[u8], meta: &Meta) -> Option<Tunnelled<V6>> {
         return None;
     }
     let (tuple, _) = tuple(&quote[ipv6::HEADER_LEN..])?;
+    let mut narrow = None;
     let error = match message[0] {
         kind::TOO_BIG => {
-            let mtu = get_u32(message, 4).saturating_sub(ipv6::HEADER_LEN as u32);
-            Error::TooBig { mtu: u16::try_from(mtu).unwrap_or(u16::MAX).max(MTU_MIN) }
+            let (mtu, overhead) = (get_u32(message, 4), ipv6::HEADER_LEN as u32);
+            // RFC 8201 §4: no estimate goes below what every link carries, nor by a packet that would have fitted.
+            let way = u16::try_from(mtu).unwrap_or(u16::MAX).max(MTU_MIN);
+            let was_longer = ipv6::HEADER_LEN + usize::from(get_u16(quote, 4)) > usize::from(way);
+            narrow = (was_longer && way < MTU_MIN + ipv6::HEADER_LEN as u16).then_some(way);
+            let inside = u16::try_from(mtu.saturating_sub(overhead)).unwrap_or(u16::MAX);
+            Error::TooBig { mtu: inside.max(MTU_MIN) }
         }
         kind::UNREACHABLE | kind::TIME_EXCEEDED => Error::HostUnreachable,
         _ => return None,
     };
-    Some(Tunnelled { server: outer.dst(), tuple, at: l4 + HEADER_LEN + ipv6::HEADER_LEN, error })
+    let at = l4 + HEADER_LEN + ipv6::HEADER_LEN;
+    Some(Tunnelled { server: outer.dst(), tuple, at, error, from: outer.src(), narrow })
 }
 
 #[cfg(test)]
