@@ -107,17 +107,24 @@ pub const fn len(servers: usize) -> usize {
 pub struct WorkerCounters {
     counters: Counters,
     generations: Box<[u32]>,
+    /// Slots that ever had a tenant are below.
+    slots: usize,
 }
 
 impl WorkerCounters {
     /// Counters for `servers` slots, at zero.
     pub fn new(servers: usize) -> Self {
-        Self { counters: Counters::new(len(servers)), generations: vec![0; servers].into_boxed_slice() }
+        Self { counters: Counters::new(len(servers)), generations: vec![0; servers].into(), slots: 0 }
     }
 
     /// The counters themselves.
     pub fn raw(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How many of them there are without those of server slots that never had a tenant.
+    pub fn in_use(&self) -> usize {
+        len(self.slots)
     }
 
     /// Counts an event.
@@ -145,6 +152,8 @@ impl WorkerCounters {
 
     /// Makes `id` the tenant of its slot; a new tenant starts at zero. Returns whether it is new.
     pub fn tenant(&mut self, id: ServerId) -> bool {
+        // The first tenants' generation is that of empty slots.
+        self.slots = self.slots.max(id.slot as usize + 1);
         let generation = &mut self.generations[id.slot as usize];
         let is_new = *generation != id.generation;
         if is_new {

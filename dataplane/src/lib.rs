@@ -6,6 +6,7 @@
 //! [`service`], [`scheduler`] and [`laddr`], [`transmit`] finds the next hop ([`route`], [`neigh`]) and has [`forward`]
 //! edit it. [`snapshot`] is what control publishes; [`counters`] and [`verdict`] name everything that can happen.
 
+mod adoption;
 pub mod agreed;
 mod burst;
 mod choose;

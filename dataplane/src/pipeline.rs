@@ -6,6 +6,7 @@ use shunt_engine::program::Verdicts;
 use shunt_engine::publish::Reader;
 use shunt_engine::{Burst, Duration, Emit, Instant, Mempool, Origin, Program, WorkerId};
 
+use crate::adoption::Adoption;
 use crate::agreed::Agreed;
 use crate::burst;
 use crate::conn::Ticks;
@@ -53,6 +54,7 @@ pub struct Pipeline {
     counters: WorkerCounters,
     publication: Publication,
     dumps: Dumps,
+    adoption: Adoption,
     agenda: Agenda,
 }
 
@@ -80,6 +82,7 @@ impl Pipeline {
             counters: WorkerCounters::new(config.max_servers as usize),
             publication: Publication::default(),
             dumps: Dumps::default(),
+            adoption: Adoption::default(),
             agenda: Agenda::default(),
         })
     }
@@ -113,14 +116,16 @@ impl Pipeline {
 impl Program for Pipeline {
     fn refresh(&mut self, _now: Instant) {
         if self.snapshot.refresh() {
-            // What an older tenant of a slot left is not the newer one's, also before its first connection here.
-            self.snapshot.get().servers().for_each(|server| _ = self.counters.tenant(server.id));
-            let services = self.snapshot.get().services();
-            self.shared.schedulers.prepare(services.map(|service| service.scheduler.kind));
+            self.adoption.begin(self.snapshot.get());
             self.shared.adopt(self.snapshot.get());
-            self.publication.request(&self.counters);
             self.v4.flows.sweep.restart();
             self.v6.flows.sweep.restart();
+            self.agenda.due = Instant::ZERO;
+        }
+        if self.adoption.is_pending() {
+            let Self { adoption, snapshot, counters, shared, .. } = self;
+            adoption.run(snapshot.get(), || snapshot.handle(), counters, shared);
+            self.publication.request(&self.counters);
             self.agenda.due = Instant::ZERO;
         }
     }
@@ -144,7 +149,7 @@ impl Program for Pipeline {
     }
 
     fn tick(&mut self, now: Instant, emit: &mut Emit<'_>) -> Option<Instant> {
-        let Self { snapshot, v4, v6, shared, counters, publication, dumps, agenda } = self;
+        let Self { snapshot, v4, v6, shared, counters, publication, dumps, adoption, agenda } = self;
         if now < agenda.due && !dumps.is_asked() {
             return agenda.deadline.into_iter().chain(publication.due()).min();
         }
@@ -161,7 +166,9 @@ impl Program for Pipeline {
         let (tables, ticks) = ((v4.flows.table(), v6.flows.table()), Ticks::at(now));
         let dumping = dumps.work(|from, limit, found| dump::scan(tables, from, limit, ticks, found));
         let dump = dumping.then_some(now);
-        agenda.deadline = next.iter().map(|tick| tick.next).chain([publication, dump]).flatten().min();
+        let adoption = adoption.is_pending().then_some(now);
+        let next = next.iter().map(|tick| tick.next).chain([publication, dump, adoption]);
+        agenda.deadline = next.flatten().min();
         agenda.due = agenda.deadline.into_iter().chain(loads).min().unwrap_or(Instant::MAX);
         agenda.deadline
     }
@@ -189,13 +196,13 @@ impl Publication {
     #[inline]
     fn request(&mut self, counters: &WorkerCounters) {
         // One more than there are: the piece under way may have been passed already.
-        self.pending = counters.raw().len().div_ceil(Self::PIECE) + 1;
+        self.pending = counters.in_use().div_ceil(Self::PIECE) + 1;
     }
 
     /// Publishes a piece when it is time. Returns when the next is due.
     fn run(&mut self, now: Instant, counters: &WorkerCounters) -> Option<Instant> {
         if self.pending > 0 && now >= self.next {
-            let len = counters.raw().len();
+            let len = counters.in_use();
             let end = (self.cursor + Self::PIECE).min(len);
             counters.raw().publish(self.cursor..end);
             if self.cursor > 0 {
@@ -396,6 +403,61 @@ mod tests {
         assert_eq!((way, verdict), (vec![home, there], Verdict::Drop));
         let drops = counters::drop_reason(DropReason::HandoffLoop);
         assert_eq!(workers.pipelines[there].counters.raw().get(drops), 1);
+    }
+
+    #[test]
+    fn many_servers_are_adopted_piece_by_piece_and_the_worker_does_not_sleep_meanwhile() {
+        const SERVERS: u32 = (2 * Adoption::PIECE * Snapshot::PAGE) as u32 + 1;
+        let (service, server) = {
+            let snapshot = snapshot(Mode::Dr);
+            (snapshot.service(ServiceId(0)).unwrap().clone(), snapshot.server_in(0).unwrap().clone())
+        };
+        let generation = |generation| {
+            let id = |slot| ServerId { slot, generation };
+            let mut builder = Builder::new();
+            let servers = (0..SERVERS).map(|slot| Server { id: id(slot), ..server.clone() }).collect();
+            builder.service(service.clone(), servers);
+            builder.build()
+        };
+        let (mut publisher, mut readers) = publish::channel(generation(1), 1);
+        let config = Config {
+            worker: WorkerId(0),
+            workers: 1,
+            secret: [1, 2],
+            max_connections: 4,
+            max_services: 1,
+            max_servers: SERVERS + 1000,
+        };
+        let agreed = Agreed::new(64, config.max_servers, config.secret);
+        let mut pipeline = Pipeline::new(config, agreed, readers.remove(0)).unwrap();
+        let mut pool = Mempool::single(PoolConfig { chunks: 8, ..PoolConfig::default() }).unwrap();
+        let mut staged = EmitBuffer::new();
+        let mut now = Instant::from_nanos(1 << 40);
+        let mut turn = |pipeline: &mut Pipeline, now| {
+            pipeline.refresh(now);
+            pipeline.tick(now, &mut Emit::new(&mut pool, &mut staged))
+        };
+        // What the older tenant of the last slot leaves is visible until the newer one is adopted.
+        let last = counters::server(SERVERS - 1, counters::ServerField::Connections);
+        for number in 1..=2 {
+            if number == 2 {
+                pipeline.counters.server_add(
+                    ServerId { slot: SERVERS - 1, generation: 1 },
+                    counters::ServerField::Connections,
+                    7,
+                );
+                publisher.publish(generation(2));
+            }
+            for _ in 0..2 {
+                assert_eq!(turn(&mut pipeline, now), Some(now));
+                assert!(pipeline.adoption.is_pending());
+            }
+            assert_eq!(pipeline.counters.raw().get(last), if number == 2 { 7 } else { 0 });
+            assert!(turn(&mut pipeline, now) > Some(now));
+            assert_eq!(pipeline.counters.raw().get(last), 0);
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(pipeline.counters.in_use(), counters::len(SERVERS as usize), "not those of empty slots");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::home::{Calls, Home};
 use crate::path_mtu::PathMtus;
 use crate::pipeline::Config;
 use crate::scheduler::{Load, SchedulerState};
+use crate::server::Server;
 use crate::snapshot::Snapshot;
 use crate::thresholds::Doors;
 use crate::transmit::Originated;
@@ -65,9 +66,21 @@ impl Shared {
         self.peers = peers;
     }
 
-    /// A new snapshot is in force.
+    /// A new snapshot is in force: those of its servers of which something may differ are told one by one.
     pub(crate) fn adopt(&mut self, snapshot: &Snapshot) {
-        self.doors.follow(snapshot.servers(), &mut self.schedulers);
+        self.schedulers.prepare(snapshot.scheduler_kinds());
+        self.doors.begin(snapshot.limited_services());
+    }
+
+    /// One of them.
+    #[inline]
+    pub(crate) fn adopt_server(&mut self, server: &Server) {
+        self.doors.follow(server, &mut self.schedulers);
+    }
+
+    /// They have all been told.
+    pub(crate) fn adopted(&mut self) {
+        self.doors.followed_all();
     }
 
     /// The worker a flow lives on, by the packet's headers alone.

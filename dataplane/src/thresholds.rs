@@ -189,6 +189,10 @@ pub(crate) struct Doors {
     counted: Box<[Option<Counted>]>,
     /// What each service with thresholds had rung at the last look.
     heard: Box<[Option<u64>]>,
+    /// Whether any server ever had thresholds. Few directors have any, and servers may be very many.
+    limits: bool,
+    /// Whether a new snapshot's servers are still being followed.
+    is_following: bool,
 }
 
 /// A server that is counted.
@@ -205,38 +209,60 @@ const NEVER: u64 = u64::MAX;
 impl Doors {
     pub(crate) fn new(occupancy: Arc<Occupancy>, services_max: usize) -> Self {
         let counted = vec![None; occupancy.words.len()].into();
-        Self { occupancy, counted, heard: vec![None; services_max].into() }
+        Self {
+            occupancy,
+            counted,
+            heard: vec![None; services_max].into(),
+            limits: false,
+            is_following: false,
+        }
     }
 
-    /// Follows the thresholds of a new snapshot's `servers`; `schedulers` knows this worker's connections.
-    pub(crate) fn follow<'a>(
-        &mut self,
-        servers: impl Iterator<Item = &'a Server>,
-        schedulers: &mut SchedulerState,
-    ) {
+    /// A new snapshot is in force: of the services `limited` some server has thresholds. [`Self::follow`] will be called
+    /// for each server of which something may differ, and then [`Self::followed_all`].
+    pub(crate) fn begin(&mut self, limited: impl Iterator<Item = ServiceId>) {
         self.heard.fill(None);
-        for server in servers {
-            let (id, service) = (server.id, server.service);
-            if server.thresholds.is_some() {
-                self.heard[service.0 as usize] = Some(NEVER);
-            }
-            let counted = &mut self.counted[id.slot as usize];
-            let before = counted.filter(|counted| counted.generation == id.generation);
-            let Load { active, inactive } = schedulers.own(id);
-            let own = u64::from(active) + u64::from(inactive);
-            match (before, server.thresholds) {
-                (None, Some(_)) => self.occupancy.add(id, own),
-                (Some(_), None) => {
-                    _ = self.occupancy.take(id, own);
-                    self.occupancy.reopen(id);
-                    schedulers.set_available(id, true);
-                }
-                (Some(old), Some(new)) if new.upper > old.thresholds.upper => self.occupancy.reopen(id),
-                (Some(_), Some(_)) | (None, None) => {}
-            }
-            let generation = id.generation;
-            *counted = server.thresholds.map(|thresholds| Counted { generation, thresholds, service });
+        for service in limited {
+            self.heard[service.0 as usize] = Some(NEVER);
+            self.limits = true;
         }
+        self.is_following = self.limits;
+    }
+
+    /// Follows the thresholds of a new snapshot's `server`; `schedulers` knows this worker's connections.
+    #[inline]
+    pub(crate) fn follow(&mut self, server: &Server, schedulers: &mut SchedulerState) {
+        if self.is_following {
+            self.follow_limited(server, schedulers);
+        }
+    }
+
+    fn follow_limited(&mut self, server: &Server, schedulers: &mut SchedulerState) {
+        let (id, service) = (server.id, server.service);
+        let counted = &mut self.counted[id.slot as usize];
+        let before = counted.filter(|counted| counted.generation == id.generation);
+        let Load { active, inactive } = schedulers.own(id);
+        let own = u64::from(active) + u64::from(inactive);
+        match (before, server.thresholds) {
+            (None, Some(_)) => self.occupancy.add(id, own),
+            (Some(_), None) => {
+                _ = self.occupancy.take(id, own);
+                self.occupancy.reopen(id);
+                schedulers.set_available(id, true);
+            }
+            (Some(old), Some(new)) if new.upper > old.thresholds.upper => self.occupancy.reopen(id),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        let generation = id.generation;
+        *counted = server.thresholds.map(|thresholds| Counted { generation, thresholds, service });
+        if server.thresholds.is_some() {
+            self.heard[service.0 as usize] = Some(NEVER);
+        }
+    }
+
+    /// All servers have been followed.
+    pub(crate) fn followed_all(&mut self) {
+        self.is_following = false;
     }
 
     /// Tells `schedulers` which servers of `service` take connections of new clients, if another worker has filled or
@@ -267,6 +293,8 @@ impl Doors {
         visitor: Visitor,
         schedulers: &mut SchedulerState,
     ) -> bool {
+        // Its connections must be counted before one more is.
+        self.follow(server, schedulers);
         let Some(thresholds) = server.thresholds else { return true };
         let step = self.occupancy.step_in(server.id, thresholds, visitor);
         self.after(step, server.id, thresholds, server.service, schedulers);
@@ -310,6 +338,14 @@ impl Doors {
             }
         }
     }
+}
+
+/// A snapshot with this one server is in force.
+#[cfg(test)]
+fn follow(doors: &mut Doors, server: &Server, schedulers: &mut SchedulerState) {
+    doors.begin(server.thresholds.map(|_| server.service).into_iter());
+    doors.follow(server, schedulers);
+    doors.followed_all();
 }
 
 #[cfg(test)]
@@ -412,21 +448,21 @@ mod tests {
         for (doors, schedulers) in &mut workers {
             schedulers.opened(ID, true);
             schedulers.opened(ID, false);
-            doors.follow([server(None)].iter(), schedulers);
+            follow(doors, &server(None), schedulers);
             doors.leave(ID, schedulers);
         }
         assert_eq!(occupancy.count(ID), 0, "nobody counts without thresholds");
         let limited = server(Some(LIMITS));
         for (doors, schedulers) in &mut workers {
-            doors.follow([limited.clone()].iter(), schedulers);
-            doors.follow([limited.clone()].iter(), schedulers);
+            follow(doors, &limited, schedulers);
+            follow(doors, &limited, schedulers);
         }
         assert_eq!(occupancy.count(ID), 4);
         let (doors, schedulers) = &mut workers[0];
         assert!(!doors.enter(&limited, Visitor::New, schedulers));
         doors.leave(ID, schedulers);
         schedulers.closed(ID, true);
-        doors.follow([server(None)].iter(), schedulers);
+        follow(doors, &server(None), schedulers);
         assert_eq!(occupancy.count(ID), 2, "the other worker's");
     }
 
@@ -435,14 +471,14 @@ mod tests {
         let occupancy = Arc::new(Occupancy::new(2));
         let (mut doors, mut schedulers) = (Doors::new(occupancy, 1), SchedulerState::new(1, 2, 0));
         let limited = server(Some(LIMITS));
-        doors.follow([limited.clone()].iter(), &mut schedulers);
+        follow(&mut doors, &limited, &mut schedulers);
         let enter = |doors: &mut Doors, schedulers: &mut SchedulerState, server: &Server| {
             doors.enter(server, Visitor::New, schedulers)
         };
         assert!((0..4).all(|_| enter(&mut doors, &mut schedulers, &limited)));
         assert_eq!(look(&mut doors, &mut schedulers, &limited), None);
         let wider = server(Some(Thresholds { upper: 5, lower: 2 }));
-        doors.follow([wider.clone()].iter(), &mut schedulers);
+        follow(&mut doors, &wider, &mut schedulers);
         assert_eq!(look(&mut doors, &mut schedulers, &wider), Some(ID));
         assert!(enter(&mut doors, &mut schedulers, &wider));
         assert_eq!(look(&mut doors, &mut schedulers, &wider), None);
@@ -468,8 +504,8 @@ mod tests {
         let worker = || (Doors::new(occupancy.clone(), 1), SchedulerState::new(1, 2, 0));
         let ((mut one, mut ones), (mut other, mut others)) = (worker(), worker());
         let limited = server(Some(LIMITS));
-        one.follow([limited.clone()].iter(), &mut ones);
-        other.follow([limited.clone()].iter(), &mut others);
+        follow(&mut one, &limited, &mut ones);
+        follow(&mut other, &limited, &mut others);
         assert_eq!(look(&mut one, &mut ones, &limited), Some(ID));
         assert_eq!(look(&mut other, &mut others, &limited), Some(ID));
         // A mark that the next look would wipe off.
@@ -568,7 +604,7 @@ mod loom_tests {
             thresholds: Some(Thresholds { upper: 4, lower: 4 }),
             hop: None,
         };
-        doors.follow([limited.clone()].iter(), &mut schedulers);
+        follow(&mut doors, &limited, &mut schedulers);
         let entered = doors.enter(&limited, Visitor::New, &mut schedulers);
         doors.leave(ID, &mut schedulers);
         entered

@@ -1,13 +1,13 @@
 //! Builds a [`Snapshot`] from plain parts. Control, tests, benches and fuzz targets all use this one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use shunt_engine::steer::Prefix;
 
-use super::{PortInfo, Snapshot};
+use super::{Paged, Part, PortInfo, Snapshot};
 use crate::home::Calls;
 use crate::neigh::{Exit, HopId, NextHop};
 use crate::route::{Hops, Routes};
@@ -21,8 +21,12 @@ pub struct Builder<'a> {
     snapshot: Snapshot,
     routes: Vec<(Prefix, Hops)>,
     before: Option<&'a Snapshot>,
-    calls_before: BTreeMap<String, Calls>,
+    calls_before: HashMap<&'a str, Calls>,
     own: BTreeSet<IpAddr>,
+    /// Services that are taken from the snapshot before.
+    kept: HashSet<ServiceId>,
+    /// The servers of all others.
+    servers: Vec<Server>,
 }
 
 impl<'a> Builder<'a> {
@@ -34,7 +38,7 @@ impl<'a> Builder<'a> {
     /// The same, for the snapshot that follows `before`: schedulers' tables that would be the same are taken from there,
     /// connections are found where they were, and they keep their way if nothing that it depends on differs.
     pub fn after(before: &'a Snapshot) -> Self {
-        let calls = before.services().map(|service| (service.name.clone(), before.calls(service.id)));
+        let calls = before.services().map(|service| (service.name.as_str(), before.calls(service.id)));
         Self { before: Some(before), calls_before: calls.collect(), ..Self::default() }
     }
 
@@ -74,10 +78,34 @@ impl<'a> Builder<'a> {
         let slot = service.id.0 as usize;
         let before = self.before.and_then(|before| before.pools(service.id));
         put(&mut self.snapshot.pools, slot, Pools::new(&service, &servers, before));
+        put(&mut self.snapshot.parts, slot, Arc::default());
         self.calls(&service, false);
         servers.into_iter().for_each(|server| self.server(&service, server));
         put(&mut self.snapshot.services, slot, Arc::new(service));
         self
+    }
+
+    /// Takes the service in slot `id` with all that belongs to it from the snapshot before, in which it is the same. Returns
+    /// whether it is there.
+    pub fn keep(&mut self, id: ServiceId) -> bool {
+        let slot = id.0 as usize;
+        let Some(before) = self.before else { return false };
+        let (Some(Some(service)), Some(Some(pools)), Some(Some(part))) =
+            (before.services.get(slot), before.pools.get(slot), before.parts.get(slot))
+        else {
+            return false;
+        };
+        for local in service.locals.iter().chain(&part.locals) {
+            self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
+        }
+        if part.has_nat {
+            part.servers(before).for_each(|server| self.nat_server(service, server));
+        }
+        put(&mut self.snapshot.services, slot, service.clone());
+        put(&mut self.snapshot.pools, slot, pools.clone());
+        put(&mut self.snapshot.parts, slot, part.clone());
+        self.calls(service, part.has_nat);
+        self.kept.insert(id)
     }
 
     /// Adds servers and local addresses that a service added before no longer has: connections there go on, and no new
@@ -87,14 +115,32 @@ impl<'a> Builder<'a> {
             for local in locals {
                 self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
             }
+            self.part(id).locals.extend_from_slice(locals);
             servers.into_iter().for_each(|server| self.server(&service, server));
         }
         self
     }
 
+    fn part(&mut self, id: ServiceId) -> &mut Part {
+        let part = self.snapshot.parts[id.0 as usize].as_mut();
+        Arc::make_mut(part.expect("every service that is added has one"))
+    }
+
     fn server(&mut self, service: &Service, server: Server) {
         if server.mode == Mode::Nat {
             self.calls(service, true);
+            self.nat_server(service, &server);
+        }
+        let part = self.part(service.id);
+        part.servers.push(server.id.slot);
+        part.drains.extend(server.drain_at);
+        part.has_nat |= server.mode == Mode::Nat;
+        part.has_thresholds |= server.thresholds.is_some();
+        self.servers.push(server);
+    }
+
+    fn nat_server(&mut self, service: &Service, server: &Server) {
+        if server.mode == Mode::Nat {
             // Without a port of its own it answers from the one that was called.
             let called = service.listen.iter().map(|listen| listen.ports.clone());
             let ports = server.port.map_or_else(|| called.collect(), |port| vec![port..=port]);
@@ -102,47 +148,78 @@ impl<'a> Builder<'a> {
                 self.snapshot.nat_servers.add(server.address, service.protocol, ports);
             }
         }
-        put(&mut self.snapshot.servers, server.id.slot as usize, server);
     }
 
     fn calls(&mut self, service: &Service, has_nat: bool) {
         let (slot, calls) = (service.id.0 as usize, &mut self.snapshot.calls);
         calls.resize(calls.len().max(slot + 1), Calls::default());
-        calls[slot] = Calls::after(self.calls_before.get(&service.name).copied(), has_nat);
+        calls[slot] = Calls::after(self.calls_before.get(service.name.as_str()).copied(), has_nat);
     }
 
     /// The finished snapshot.
-    pub fn build(self) -> Snapshot {
-        let mut snapshot = self.snapshot;
-        snapshot.routes = Routes::new(self.routes);
+    pub fn build(mut self) -> Snapshot {
+        let mut snapshot = std::mem::take(&mut self.snapshot);
+        snapshot.routes = Routes::new(std::mem::take(&mut self.routes));
         snapshot.exits =
             snapshot.hops.iter().map(|hop| hop.as_ref().map_or(Exit::NONE, Exit::from)).collect();
-        snapshot.index =
-            ServiceIndex::new(snapshot.services.iter().flatten().map(|service| &**service), self.own);
-        snapshot.drains = snapshot.servers().filter_map(|server| server.drain_at).collect();
+        let services = || snapshot.services.iter().flatten().map(|service| &**service);
+        snapshot.index = ServiceIndex::new(services(), std::mem::take(&mut self.own));
+        snapshot.scheduler_kinds = services().map(|service| service.scheduler.kind).collect();
+        let parts = snapshot.parts.iter().flatten();
+        snapshot.drains = parts.flat_map(|part| part.drains.iter().copied()).collect();
         snapshot.drains.sort_unstable();
-        for server in snapshot.servers.iter_mut().flatten() {
-            server.hop = snapshot.routes.lookup(server.address).cloned();
-        }
-        let same = self.before.filter(|before| same_ways(before, &snapshot));
+        let before = self.before;
+        snapshot.servers = self.servers(&snapshot.routes);
+        let same = before.filter(|before| same_ways(before, &snapshot));
         snapshot.generation = same.map_or_else(next_generation, |before| before.generation);
         snapshot
+    }
+
+    /// The servers by slot, in the pages of the snapshot before as far as nothing in them differs.
+    fn servers(self, routes: &Routes) -> Paged<Server> {
+        let hop = |server: Server| Server { hop: routes.lookup(server.address).cloned(), ..server };
+        let mut slots = Paged::default();
+        if let Some(before) = self.before {
+            slots = before.servers.clone();
+            let taken: HashSet<u32> = self.servers.iter().map(|server| server.id.slot).collect();
+            let same_routes = before.routes == *routes;
+            for (part, number) in before.parts.iter().zip(0..) {
+                let kept = self.kept.contains(&ServiceId(number));
+                for server in part.iter().flat_map(|part| part.servers(before)) {
+                    let slot = server.id.slot;
+                    if kept && !same_routes {
+                        slots.put(slot as usize, Some(hop(server.clone())));
+                    } else if !kept && !taken.contains(&slot) {
+                        slots.put(slot as usize, None);
+                    }
+                }
+            }
+        }
+        for server in self.servers {
+            slots.put(server.id.slot as usize, Some(hop(server)));
+        }
+        slots
+    }
+}
+
+impl Part {
+    /// Its servers, whose snapshot is `snapshot`.
+    fn servers<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Server> {
+        self.servers.iter().filter_map(|&slot| snapshot.server_in(slot as usize))
     }
 }
 
 /// Whether what a connection's way depends on is the same in both: what is ours, which servers there are, and the routes.
 fn same_ways(before: &Snapshot, after: &Snapshot) -> bool {
-    let same = |(a, b): (&Option<Server>, &Option<Server>)| match (a, b) {
-        (Some(a), Some(b)) => (a.id, a.down, &a.hop) == (b.id, b.down, &b.hop),
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
-    };
     before.index == after.index
         && before.locals == after.locals
         && before.nat_servers == after.nat_servers
         && before.routes == after.routes
-        && before.servers.len() == after.servers.len()
-        && before.servers.iter().zip(&after.servers).all(same)
+        && before.servers.same(&after.servers, |a, b| match (a, b) {
+            (Some(a), Some(b)) => (a.id, a.down, &a.hop) == (b.id, b.down, &b.hop),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        })
 }
 
 /// A generation that no snapshot of this process had before, but for a wrap after 2³²; never that of an empty one.

@@ -2,7 +2,9 @@
 
 mod builder;
 mod endpoints;
+mod paged;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,12 +15,13 @@ use shunt_engine::steer::{Rule, Side};
 pub use builder::Builder;
 pub use endpoints::Endpoints;
 
+use self::paged::Paged;
 use crate::home::Calls;
 use crate::neigh::{Exit, HopId, NextHop};
 use crate::route::{Hops, Routes};
-use crate::scheduler::Pools;
+use crate::scheduler::{Pools, SchedulerKind};
 use crate::server::{Server, ServerId};
-use crate::service::{Service, ServiceId, ServiceIndex};
+use crate::service::{Local, Service, ServiceId, ServiceIndex};
 
 /// Everything workers know about the world at one moment. Made by [`Builder`] only.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +30,8 @@ pub struct Snapshot {
     pools: Vec<Option<Pools>>,
     calls: Vec<Calls>,
     index: ServiceIndex,
-    servers: Vec<Option<Server>>,
+    servers: Paged<Server>,
+    parts: Vec<Option<Arc<Part>>>,
     locals: Endpoints,
     nat_servers: Endpoints,
     hops: Vec<Option<NextHop>>,
@@ -38,6 +42,20 @@ pub struct Snapshot {
     ports: Vec<PortInfo>,
     /// When servers have drained, in order.
     drains: Vec<Instant>,
+    scheduler_kinds: BTreeSet<SchedulerKind>,
+}
+
+/// What a service has in a snapshot besides what workers ask for by its number.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    /// The slots of its servers, also of those that leave.
+    servers: Vec<u32>,
+    /// Local addresses that leave.
+    locals: Vec<Local>,
+    /// When its servers have drained.
+    drains: Vec<Instant>,
+    has_nat: bool,
+    has_thresholds: bool,
 }
 
 /// What workers must know about a port.
@@ -82,22 +100,43 @@ impl Snapshot {
     /// The server `id`, unless it is gone.
     #[inline]
     pub fn server(&self, id: ServerId) -> Option<&Server> {
-        self.servers.get(id.slot as usize)?.as_ref().filter(|server| server.id == id)
+        self.servers.get(id.slot as usize).filter(|server| server.id == id)
     }
 
     /// Server slots in use are below this.
     pub fn server_slots(&self) -> usize {
-        self.servers.len()
+        self.servers.slots()
     }
 
     /// The server in a slot, whichever it is.
     pub fn server_in(&self, slot: usize) -> Option<&Server> {
-        self.servers.get(slot)?.as_ref()
+        self.servers.get(slot)
     }
 
     /// All servers.
     pub fn servers(&self) -> impl Iterator<Item = &Server> {
-        self.servers.iter().flatten()
+        self.servers.iter()
+    }
+
+    /// The schedulers there are services with.
+    pub fn scheduler_kinds(&self) -> impl Iterator<Item = SchedulerKind> {
+        self.scheduler_kinds.iter().copied()
+    }
+
+    /// The services of which any server has thresholds.
+    pub fn limited_services(&self) -> impl Iterator<Item = ServiceId> {
+        let parts = (0..).zip(&self.parts).filter_map(|(id, part)| Some((ServiceId(id), part.as_ref()?)));
+        parts.filter(|(_, part)| part.has_thresholds).map(|(id, _)| id)
+    }
+
+    /// Server slots of a page.
+    pub(crate) const PAGE: usize = paged::PAGE;
+
+    /// The servers in the slots of a page; none if they are the very same as in `before`.
+    pub(crate) fn servers_unlike(&self, before: Option<&Self>, page: usize) -> impl Iterator<Item = &Server> {
+        let shared = before.is_some_and(|before| self.servers.shares(&before.servers, page));
+        let slots = if shared { 0..0 } else { page * Self::PAGE..(page + 1) * Self::PAGE };
+        slots.filter_map(|slot| self.servers.get(slot))
     }
 
     /// The first moment after `after` at which a server has drained.
