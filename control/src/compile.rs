@@ -14,7 +14,7 @@ use shunt_engine::steer::Prefix;
 use crate::config::{self, AddressPorts, Config, ServerPort};
 use crate::drain;
 use crate::kernel::{Address, Kernel, Route, Way};
-use crate::state::{HopKey, Numbers, NumbersError, server_key};
+use crate::state::{HopKey, Numbers, NumbersError};
 
 /// An open port, as far as the snapshot needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,8 @@ pub struct OpenPort {
     pub info: PortInfo,
 }
 
-/// Builds the snapshot that follows `before`. `numbers` is changed; use a clone until the snapshot is in force.
+/// Builds the snapshot that follows `before`, which was built with `numbers` as they are now. `numbers` is changed; use a
+/// clone until the snapshot is in force.
 ///
 /// # Errors
 /// When there are more services, servers or hops than numbers.
@@ -38,7 +39,7 @@ pub fn compile(
     numbers: &mut Numbers,
     before: &Snapshot,
 ) -> Result<Snapshot, NumbersError> {
-    numbers.assign(config)?;
+    let changed = numbers.assign(config)?;
     let view = View { config, kernel, ports };
     let routes = view.routes();
     let keys = routes.iter().flat_map(|route| &route.keys).map(|&(key, _)| key).collect();
@@ -60,11 +61,13 @@ pub fn compile(
     let own = kernel.addresses.iter().flat_map(|own| [Some(own.address), own.broadcast()]).flatten();
     own.chain(config.floating()).for_each(|address| _ = builder.own_address(address));
     for service in &config.services {
+        let id = number_of(service, numbers);
+        if !changed.contains(&id) && builder.keep(id) {
+            continue;
+        }
         let (leaving, staying) = servers(service, numbers);
         let locals: Vec<_> = service.local_leaving.iter().map(|leaving| local(&leaving.local)).collect();
-        let service = self::service(service, numbers);
-        let id = service.id;
-        builder.service(service, staying).leaving(id, leaving, &locals);
+        builder.service(self::service(service, numbers), staying).leaving(id, leaving, &locals);
     }
     Ok(builder.build())
 }
@@ -210,7 +213,7 @@ impl View<'_> {
 /// The servers of a service: those that a reload has left out and that still drain, and those it has.
 fn servers(typed: &config::Service, numbers: &Numbers) -> (Vec<Server>, Vec<Server>) {
     let server = |server: &config::Server| Server {
-        id: numbers.server(&server_key(&typed.name, server)).expect("every server was given a number"),
+        id: numbers.server(&typed.name, server).expect("every server was given a number"),
         service: number_of(typed, numbers),
         address: server.address,
         port: match server.port {
@@ -256,6 +259,8 @@ fn service(typed: &config::Service, numbers: &Numbers) -> Service {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use shunt_dataplane::tuple::{Protocol, V4};
     use shunt_engine::port::MacAddr;
 
@@ -498,7 +503,7 @@ mod tests {
         let empty = Snapshot::default();
         let before = compile(&first, &kernel, &ports(&kernel), &mut numbers, &empty).unwrap();
         let mut second = first.clone();
-        second.services[0].servers.remove(0);
+        Arc::make_mut(&mut second.services[0]).servers.remove(0);
         let now = shunt_engine::Instant::ZERO + shunt_engine::Duration::from_secs(100);
         drain::carry_over(Some(&first), &mut second, now);
         let after = compile(&second, &kernel, &ports(&kernel), &mut numbers, &before).unwrap();
@@ -507,6 +512,64 @@ mod tests {
         assert_eq!(leaving.drain_at, Some(now + shunt_engine::Duration::from_secs(30)));
         let pool = after.pools(leaving.service).unwrap().of::<V4>();
         assert!(pool.candidates().len() == 1 && pool.candidates()[0].id != left.id);
+    }
+
+    #[test]
+    fn what_is_kept_is_as_if_it_were_compiled_anew() {
+        let file = |servers: &[(&str, &[(u8, u32)])]| {
+            let mut text = "[[port]]\ninterface = \"eth0\"\n[[port]]\ninterface = \"eth1\"\n".to_owned();
+            for (name, servers) in servers {
+                let last = name.as_bytes()[0];
+                text += &format!(
+                    "[[service]]\nname = {name:?}\nprotocol = \"tcp\"\nmode = \"nat\"\ndrain = \"30s\"\nlisten = [\"203.0.113.{last}:80\"]\n"
+                );
+                for (server, weight) in *servers {
+                    text +=
+                        &format!("[[service.server]]\naddress = \"10.0.0.{server}:80\"\nweight = {weight}\n");
+                }
+            }
+            config(&text)
+        };
+        let mut gateway_away = director();
+        gateway_away.routes.retain(|route| !route.prefix.is_empty());
+        let steps = [
+            (file(&[("a", &[(11, 1), (12, 1)]), ("b", &[(13, 1)]), ("c", &[(14, 2)])]), director()),
+            (file(&[("a", &[(11, 1), (12, 1)]), ("b", &[(13, 5)]), ("c", &[(14, 2)])]), director()),
+            (file(&[("c", &[(14, 2)]), ("a", &[(11, 1), (12, 1)]), ("b", &[(15, 0), (13, 5)])]), director()),
+            (file(&[("c", &[(14, 2)]), ("a", &[(12, 1)]), ("b", &[(15, 0), (13, 5)])]), gateway_away),
+            (file(&[("d", &[(14, 2)]), ("b", &[(15, 0), (13, 5)])]), director()),
+        ];
+        let (mut before, mut numbers, mut last) = (Snapshot::default(), Numbers::default(), None);
+        for (mut config, kernel) in steps {
+            drain::carry_over(last.as_ref(), &mut config, shunt_engine::Instant::ZERO);
+            // The same values, of which none is the very same as before.
+            let mut anew = config.clone();
+            anew.services.iter_mut().for_each(|service| *service = Arc::new((**service).clone()));
+            let [kept, anew] = [&config, &anew].map(|config| {
+                let mut numbers = numbers.clone();
+                (compile(config, &kernel, &ports(&kernel), &mut numbers, &before).unwrap(), numbers)
+            });
+            let parts = |snapshot: &Snapshot| {
+                let services: Vec<_> = snapshot.services().cloned().collect();
+                let pools = services.iter().map(|service| snapshot.pools(service.id).unwrap());
+                let candidates: Vec<Vec<_>> =
+                    pools.map(|pools| pools.candidates().copied().collect()).collect();
+                let calls: Vec<_> = services.iter().map(|service| snapshot.calls(service.id)).collect();
+                let servers: Vec<_> = snapshot.servers().cloned().collect();
+                let drain = snapshot.next_drain(shunt_engine::Instant::ZERO);
+                (services, servers, candidates, calls, snapshot.steering(), drain)
+            };
+            assert_eq!(parts(&kept.0), parts(&anew.0));
+            assert!(kept.0.locals() == anew.0.locals() && kept.0.nat_servers() == anew.0.nat_servers());
+            assert!(kept.0.index() == anew.0.index());
+            assert_eq!(
+                kept.0.generation() == before.generation(),
+                anew.0.generation() == before.generation()
+            );
+            (before, numbers, last) = (kept.0, kept.1, Some(config));
+        }
+        let names: Vec<_> = before.services().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "d"], "what was left out drains");
     }
 
     #[test]

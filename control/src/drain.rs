@@ -9,8 +9,10 @@
 //! listened on is another's at once if the file says so. A local address that is left out stays as long as servers of
 //! its service may drain, for their answers come there.
 
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::tuple::Protocol;
@@ -49,48 +51,64 @@ pub fn deadline(server: &Server) -> Option<Instant> {
 /// Notes in `config` which of its servers drain at `now`, and since when, given what was in force `before`. Servers,
 /// local addresses and services that were in force and are not in `config` are added, as long as they drain.
 pub fn carry_over(before: Option<&Config>, config: &mut Config, now: Instant) {
-    let taken = Taken::by(config);
-    let before = before.map_or(&[][..], |before| &before.services);
+    let old = before.map(Config::services_by_name).unwrap_or_default();
+    before.into_iter().for_each(|before| config.share(before));
+    let services = config.services.clone();
+    let taken = Taken::by(&services);
     for service in &mut config.services {
-        let old = before.iter().find(|old| old.name == service.name);
-        carry_over_service(old, service, &taken, now);
+        let old = old.get(service.name.as_str()).copied();
+        // What is the very same has been carried over before.
+        if !old.is_some_and(|old| Arc::ptr_eq(old, service)) {
+            carry_over_service(old.map(Arc::as_ref), Arc::make_mut(service), &taken, now);
+        }
     }
-    let named = |old: &&Service| config.services.iter().any(|service| service.name == old.name);
-    let gone: Vec<_> = before.iter().filter(|old| !named(old)).collect();
-    let left_out: Vec<_> = gone.into_iter().filter_map(|old| left_out(old, config, &taken, now)).collect();
-    config.services.extend(left_out);
+    let named: HashSet<_> = services.iter().map(|service| service.name.as_str()).collect();
+    let gone = before.into_iter().flat_map(|before| &before.services);
+    let gone = gone.filter(|old| !named.contains(old.name.as_str()));
+    let left_out: Vec<_> = gone.filter_map(|old| left_out(old, config, &taken, now)).collect();
+    config.services.extend(left_out.into_iter().map(Arc::new));
+    before.into_iter().for_each(|before| config.share(before));
 }
 
 /// The addresses of a configuration, which nothing that was left out may have any more.
-struct Taken {
+struct Taken<'a> {
     vips: HashSet<IpAddr>,
     locals: HashSet<IpAddr>,
-    servers: HashSet<IpAddr>,
+    services: &'a [Arc<Service>],
+    servers: OnceCell<HashSet<IpAddr>>,
 }
 
-impl Taken {
-    fn by(config: &Config) -> Self {
-        let services = || config.services.iter();
+impl<'a> Taken<'a> {
+    fn by(services: &'a [Arc<Service>]) -> Self {
+        let all = || services.iter();
         Self {
-            vips: services().flat_map(|service| service.listen.iter().filter_map(Listen::vip)).collect(),
-            locals: services().flat_map(|service| service.local.iter().map(|local| local.address)).collect(),
-            servers: services().flat_map(|service| service.servers.iter().map(|s| s.address)).collect(),
+            vips: all().flat_map(|service| service.listen.iter().filter_map(Listen::vip)).collect(),
+            locals: all().flat_map(|service| service.local.iter().map(|local| local.address)).collect(),
+            services,
+            servers: OnceCell::new(),
         }
+    }
+
+    /// Whether `address` is a server's. There may be very many, and few reloads leave out an address.
+    fn is_server(&self, address: IpAddr) -> bool {
+        let servers = || self.services.iter().flat_map(|service| &service.servers);
+        self.servers.get_or_init(|| servers().map(|server| server.address).collect()).contains(&address)
     }
 }
 
-fn carry_over_service(old: Option<&Service>, service: &mut Service, taken: &Taken, now: Instant) {
+fn carry_over_service(old: Option<&Service>, service: &mut Service, taken: &Taken<'_>, now: Instant) {
     let before = old.map_or(&[][..], |old| &old.servers);
-    let key = |server: &Server| server_key("", server);
+    let known: HashMap<_, _> = before.iter().map(|old| (server_key(old), old)).collect();
     for server in service.servers.iter_mut().filter(|server| server.weight == 0) {
-        let old = before.iter().find(|old| key(old) == key(server));
+        let old = known.get(&server_key(server));
         let since = old.and_then(|old| old.draining).map_or(now, |draining| draining.since);
         server.draining = Some(Draining { since, left_out: false });
     }
+    let staying: HashSet<_> = service.servers.iter().map(server_key).collect();
     // An address that is a VIP or local from now on leads to no server any more.
     let directors = |address| taken.vips.contains(&address) || taken.locals.contains(&address);
     for old in before.iter().filter(|old| old.drain.is_some() && !directors(old.address)) {
-        let stays = service.servers.iter().any(|server| key(server) == key(old));
+        let stays = staying.contains(&server_key(old));
         let since = old.draining.map_or(now, |draining| draining.since);
         let leaving = Server { weight: 0, draining: Some(Draining { since, left_out: true }), ..old.clone() };
         if !stays && !has_left(&leaving, now) {
@@ -102,7 +120,7 @@ fn carry_over_service(old: Option<&Service>, service: &mut Service, taken: &Take
     }
 }
 
-fn carry_over_locals(old: &Service, service: &mut Service, taken: &Taken, now: Instant) {
+fn carry_over_locals(old: &Service, service: &mut Service, taken: &Taken<'_>, now: Instant) {
     let is_fullnat = |server: &&Server| server.mode == Mode::Fullnat;
     let longest = old.servers.iter().filter(is_fullnat).filter_map(|server| server.drain).max();
     let left_now = longest.into_iter().flat_map(|longest| {
@@ -116,7 +134,7 @@ fn carry_over_locals(old: &Service, service: &mut Service, taken: &Taken, now: I
         .local_leaving
         .iter()
         .map(|leaving| LeavingLocal { local: leaving.local.clone(), until: leaving.until.max(needed) });
-    let others = |address| taken.vips.contains(&address) || taken.servers.contains(&address);
+    let others = |address| taken.vips.contains(&address) || taken.is_server(address);
     let leaving = left_now.chain(left_before).filter(|leaving| {
         leaving.until > now && !service.local.contains(&leaving.local) && !others(leaving.local.address)
     });
@@ -124,9 +142,9 @@ fn carry_over_locals(old: &Service, service: &mut Service, taken: &Taken, now: I
 }
 
 /// What stays of a service that `config` does not name; `None` when nothing does.
-fn left_out(old: &Service, config: &Config, taken: &Taken, now: Instant) -> Option<Service> {
+fn left_out(old: &Service, config: &Config, taken: &Taken<'_>, now: Instant) -> Option<Service> {
     let free = |listen: &&Listen| {
-        let others = |address| taken.locals.contains(&address) || taken.servers.contains(&address);
+        let others = |address| taken.locals.contains(&address) || taken.is_server(address);
         !listen.vip().is_some_and(others) && !is_listened_on(listen, old.protocol, config)
     };
     let mut service = Service {
@@ -152,16 +170,20 @@ fn is_listened_on(listen: &Listen, protocol: Protocol, config: &Config) -> bool 
 /// Takes from `config` what was left out and has drained at `now`. Returns what it is, in words.
 pub fn take_drained(config: &mut Config, now: Instant) -> Vec<String> {
     let mut gone = Vec::new();
-    for service in &mut config.services {
-        let name = &service.name;
-        service.servers.retain(|server| {
+    let leaves = |service: &Service| {
+        let gone = |leaving: &LeavingLocal| leaving.until <= now;
+        service.servers.iter().any(|server| has_left(server, now)) || service.local_leaving.iter().any(gone)
+    };
+    for service in config.services.iter_mut().filter(|service| leaves(service)) {
+        let Service { name, servers, local_leaving, .. } = Arc::make_mut(service);
+        servers.retain(|server| {
             let leaves = has_left(server, now);
             if leaves {
                 gone.push(format!("server {} of service {name} has drained", server.name));
             }
             !leaves
         });
-        service.local_leaving.retain(|leaving| {
+        local_leaving.retain(|leaving| {
             let leaves = leaving.until <= now;
             if leaves {
                 gone.push(format!("local address {} of service {name} was left out", leaving.local.address));
@@ -271,7 +293,7 @@ mod tests {
     fn a_server_left_out_is_gone_at_once_when_its_address_becomes_the_directors() {
         let first = config(&[(11, 1, Some("30s")), (12, 1, Some("30s"))]);
         let mut second = config(&[]);
-        second.services[0].listen[0].prefix = Prefix::host("10.0.0.11".parse().unwrap());
+        Arc::make_mut(&mut second.services[0]).listen[0].prefix = Prefix::host("10.0.0.11".parse().unwrap());
         carry_over(Some(&first), &mut second, at(100));
         assert_eq!(servers(&second), [is("12", 0, Some(130))]);
     }
@@ -353,14 +375,14 @@ mod tests {
         assert_eq!(stays(services(&[("other", "10.0.0.200:80", &["10.0.0.201"])])), (1, 0));
         assert_eq!(stays(services(&[("other", "203.0.113.11:80", &["203.0.113.10"])])), (0, 1));
         let mut moved = services(&[MAIL]);
-        moved.services[0].servers[0].address = IpAddr::from([10, 0, 0, 200]);
+        Arc::make_mut(&mut moved.services[0]).servers[0].address = IpAddr::from([10, 0, 0, 200]);
         assert_eq!(stays(moved), (1, 0));
     }
 
     #[test]
     fn without_a_drain_time_a_service_left_out_and_its_addresses_are_gone() {
         let mut first = services(&[WEB, MAIL]);
-        first.services[0].servers[0].drain = None;
+        Arc::make_mut(&mut first.services[0]).servers[0].drain = None;
         assert_eq!(after(&first, services(&[MAIL]), 100), services(&[MAIL]));
     }
 
@@ -374,7 +396,7 @@ mod tests {
         assert_eq!(second.services[0].local, other().services[0].local);
         // The server is left out later, and needs it for longer.
         let mut without = other();
-        without.services[0].servers.clear();
+        Arc::make_mut(&mut without.services[0]).servers.clear();
         let third = after(&second, without.clone(), 120);
         assert_eq!(third.services[0].local_leaving, [LeavingLocal { until: at(165), ..leaving }]);
         let mut last = third.clone();

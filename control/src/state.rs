@@ -6,22 +6,23 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use shunt_dataplane::neigh::HopId;
 use shunt_dataplane::server::{Mode, ServerId};
 use shunt_dataplane::service::ServiceId;
 use shunt_engine::steer::Prefix;
 
-use crate::config::{Config, Server, ServerPort};
+use crate::config::{Config, Server, ServerPort, Service};
 
-/// Servers of all services together.
-pub const SERVERS_MAX: usize = 4096;
+/// Servers of all services together. Each costs a worker some 200 bytes, be it there or not.
+pub const SERVERS_MAX: usize = 1 << 17;
 
 /// Services.
 pub const SERVICES_MAX: usize = 1024;
 
-/// What makes a server the same server.
-pub type ServerKey = (String, IpAddr, ServerPort, Mode);
+/// What makes a server of a service the same server.
+pub type ServerKey = (IpAddr, ServerPort, Mode);
 
 /// Why numbers could not be given.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -56,9 +57,18 @@ pub enum NumbersError {
 /// All numbers in use. A change is tried on a clone, which takes the original's place when all else is well too.
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
-    services: Slots<String>,
-    servers: Slots<ServerKey>,
+    services: HashMap<String, Arc<Numbered>>,
+    service_slots: Slots,
+    server_slots: Slots,
     hops: BTreeMap<HopKey, HopId>,
+}
+
+/// A service as it was last, and the numbers it and its servers have.
+#[derive(Clone, Debug)]
+struct Numbered {
+    service: Arc<Service>,
+    slot: Slot,
+    servers: HashMap<ServerKey, Slot>,
 }
 
 /// What makes a next hop the same next hop: the kernel's link, where on it, and the MTU of the routes that lead there if
@@ -74,34 +84,65 @@ pub enum HopKey {
 }
 
 impl Numbers {
-    /// Gives every service and server of `config` its number, and takes the numbers of what is gone.
+    /// Gives every service and server of `config` its number, and takes the numbers of what is gone. Returns the services
+    /// that are not the very same as before.
     ///
     /// # Errors
-    /// When there are too many.
-    pub fn assign(&mut self, config: &Config) -> Result<(), NumbersError> {
-        let names = config.services.iter().map(|service| service.name.clone());
-        let leaving = || config.services.iter().filter(|service| service.left_out).count();
-        let too_many = |count| NumbersError::Services { count, leaving: leaving() };
-        self.services.assign(names, SERVICES_MAX).map_err(too_many)?;
-        let keys = config
-            .services
-            .iter()
-            .flat_map(|service| service.servers.iter().map(|server| server_key(&service.name, server)));
-        let left_out = |server: &&Server| server.draining.is_some_and(|draining| draining.left_out);
-        let servers = || config.services.iter().flat_map(|service| &service.servers);
-        let leaving = || servers().filter(left_out).count();
-        let too_many = |count| NumbersError::Servers { count, leaving: leaving() };
-        self.servers.assign(keys, SERVERS_MAX).map_err(too_many)
+    /// When there are too many. Nothing has changed then.
+    pub fn assign(&mut self, config: &Config) -> Result<BTreeSet<ServiceId>, NumbersError> {
+        check_counts(config)?;
+        self.free(config);
+        let mut changed = BTreeSet::new();
+        for service in &config.services {
+            let known = self.services.get(&service.name);
+            if known.is_some_and(|known| Arc::ptr_eq(&known.service, service)) {
+                continue;
+            }
+            let numbered = self.services.entry(service.name.clone()).or_insert_with(|| {
+                let slot = self.service_slots.take(SERVICES_MAX);
+                Arc::new(Numbered { service: service.clone(), slot, servers: HashMap::new() })
+            });
+            let numbered = Arc::make_mut(numbered);
+            numbered.service = service.clone();
+            for server in &service.servers {
+                let slot = numbered.servers.entry(server_key(server));
+                slot.or_insert_with(|| self.server_slots.take(SERVERS_MAX));
+            }
+            changed.insert(ServiceId(numbered.slot.number));
+        }
+        Ok(changed)
+    }
+
+    /// Takes the numbers of what `config` does not have.
+    fn free(&mut self, config: &Config) {
+        let stay = config.services_by_name();
+        let (mut services, mut servers) = (Vec::new(), Vec::new());
+        self.services.retain(|name, numbered| match stay.get(name.as_str()) {
+            Some(&service) if Arc::ptr_eq(&numbered.service, service) => true,
+            Some(service) => {
+                let stay: HashSet<_> = service.servers.iter().map(server_key).collect();
+                let gone = Arc::make_mut(numbered).servers.extract_if(|key, _| !stay.contains(key));
+                servers.extend(gone.map(|(_, slot)| slot));
+                true
+            }
+            None => {
+                services.push(numbered.slot);
+                servers.extend(numbered.servers.values());
+                false
+            }
+        });
+        self.service_slots.free(services);
+        self.server_slots.free(servers);
     }
 
     /// The number of the service `name`.
     pub fn service(&self, name: &str) -> Option<ServiceId> {
-        self.services.used.get(name).map(|slot| ServiceId(slot.number))
+        self.services.get(name).map(|numbered| ServiceId(numbered.slot.number))
     }
 
-    /// The number of a server.
-    pub fn server(&self, key: &ServerKey) -> Option<ServerId> {
-        let slot = self.servers.used.get(key)?;
+    /// The number of a server of the service `name`.
+    pub fn server(&self, name: &str, server: &Server) -> Option<ServerId> {
+        let slot = self.services.get(name)?.servers.get(&server_key(server))?;
         Some(ServerId { slot: slot.number, generation: slot.generation })
     }
 
@@ -132,9 +173,25 @@ impl Numbers {
     }
 }
 
-/// The key of a server of `service`.
-pub fn server_key(service: &str, server: &Server) -> ServerKey {
-    (service.to_owned(), server.address, server.port, server.mode)
+/// Whether there are as many slots as `config` needs.
+fn check_counts(config: &Config) -> Result<(), NumbersError> {
+    let count = config.services.len();
+    if count > SERVICES_MAX {
+        let leaving = config.services.iter().filter(|service| service.left_out).count();
+        return Err(NumbersError::Services { count, leaving });
+    }
+    let count = config.services.iter().map(|service| service.servers.len()).sum();
+    if count > SERVERS_MAX {
+        let left_out = |server: &&Server| server.draining.is_some_and(|draining| draining.left_out);
+        let servers = config.services.iter().flat_map(|service| &service.servers);
+        return Err(NumbersError::Servers { count, leaving: servers.filter(left_out).count() });
+    }
+    Ok(())
+}
+
+/// The key of a server among those of its service.
+pub fn server_key(server: &Server) -> ServerKey {
+    (server.address, server.port, server.mode)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,56 +200,31 @@ struct Slot {
     generation: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Slots<K> {
-    used: HashMap<K, Slot>,
-    /// Slots that had a tenant, the longest free one first.
+/// The slots that nobody has.
+#[derive(Clone, Debug, Default)]
+struct Slots {
+    /// Those that had a tenant, the longest free one first.
     free: VecDeque<Slot>,
     /// Slots that ever had a tenant are those below.
     next: u32,
 }
 
-impl<K> Default for Slots<K> {
-    fn default() -> Self {
-        Self { used: HashMap::new(), free: VecDeque::new(), next: 0 }
-    }
-}
-
-impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
-    /// Keeps the slots of `keys`, frees others, gives new ones. The error is how many were asked for.
-    fn assign(&mut self, keys: impl Iterator<Item = K>, slots_max: usize) -> Result<(), usize> {
-        let keys: Vec<K> = keys.collect();
-        if keys.len() > slots_max {
-            return Err(keys.len());
-        }
-        let wanted: HashSet<&K> = keys.iter().collect();
-        let mut gone: Vec<Slot> = Vec::new();
-        self.used.retain(|key, slot| {
-            let stays = wanted.contains(key);
-            if !stays {
-                gone.push(*slot);
-            }
-            stays
-        });
+impl Slots {
+    /// The tenants of `gone` have left.
+    fn free(&mut self, mut gone: Vec<Slot>) {
         gone.sort_by_key(|slot| slot.number);
-        self.free.extend(
-            gone.into_iter().map(|slot| Slot { generation: slot.generation.wrapping_add(1), ..slot }),
-        );
-        for key in &keys {
-            if !self.used.contains_key(key) {
-                let slot = self.take(slots_max).expect("there are no more keys than slots");
-                self.used.insert(key.clone(), slot);
-            }
-        }
-        Ok(())
+        let next = |slot: Slot| Slot { generation: slot.generation.wrapping_add(1), ..slot };
+        self.free.extend(gone.into_iter().map(next));
     }
 
-    fn take(&mut self, slots_max: usize) -> Option<Slot> {
+    /// One for a new tenant. There must be one, of `slots_max`: never-used slots go first, so that old connections of
+    /// the others end in peace.
+    fn take(&mut self, slots_max: usize) -> Slot {
         if (self.next as usize) < slots_max {
             self.next += 1;
-            return Some(Slot { number: self.next - 1, generation: 0 });
+            return Slot { number: self.next - 1, generation: 0 };
         }
-        self.free.pop_front()
+        self.free.pop_front().expect("there are no more tenants than slots")
     }
 }
 
@@ -200,37 +232,89 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
 mod tests {
     use super::*;
 
-    fn slots(slots: &mut Slots<&'static str>, keys: &[&'static str], max: usize) -> Vec<(u32, u32)> {
-        slots.assign(keys.iter().copied(), max).unwrap();
-        keys.iter().map(|key| slots.used[key]).map(|slot| (slot.number, slot.generation)).collect()
+    /// A configuration with one service per name, each of which has so many servers.
+    fn config(services: &[(&str, u8)]) -> Config {
+        let mut text = "[[port]]\ninterface = \"eth0\"\n".to_owned();
+        for (number, (name, servers)) in services.iter().enumerate() {
+            text += &format!(
+                "[[service]]\nname = {name:?}\nprotocol = \"tcp\"\nmode = \"dr\"\nlisten = [\"203.0.113.{}:80\"]\n",
+                number + 1
+            );
+            let server = |last| format!("[[service.server]]\naddress = \"10.0.0.{last}\"\n");
+            text += &(1..=*servers).map(server).collect::<String>();
+        }
+        Config::parse("test", &text, false).unwrap_or_else(|error| panic!("{error}")).config
+    }
+
+    fn service(numbers: &mut Numbers, names: &[&str]) -> Vec<u32> {
+        let named: Vec<_> = names.iter().map(|&name| (name, 0)).collect();
+        numbers.assign(&config(&named)).unwrap();
+        names.iter().map(|name| numbers.service(name).unwrap().0).collect()
     }
 
     #[test]
-    fn what_stays_keeps_its_slot_and_what_returns_gets_another_tenancy() {
-        let mut s = Slots::default();
-        assert_eq!(slots(&mut s, &["a", "b", "c"], 4), [(0, 0), (1, 0), (2, 0)]);
-        assert_eq!(slots(&mut s, &["c", "a"], 4), [(2, 0), (0, 0)]);
+    fn what_stays_keeps_its_slot_and_what_returns_gets_another_one() {
+        let mut numbers = Numbers::default();
+        assert_eq!(service(&mut numbers, &["a", "b", "c"]), [0, 1, 2]);
+        assert_eq!(service(&mut numbers, &["c", "a"]), [2, 0]);
         // "b" comes back: never-used slots go first, so that old connections of slot 1 end in peace.
-        assert_eq!(slots(&mut s, &["c", "a", "b"], 4), [(2, 0), (0, 0), (3, 0)]);
-        assert_eq!(slots(&mut s, &["c", "a", "b", "d"], 4), [(2, 0), (0, 0), (3, 0), (1, 1)]);
+        assert_eq!(service(&mut numbers, &["c", "a", "b"]), [2, 0, 3]);
     }
 
     #[test]
-    fn the_slot_free_for_longest_is_used_again_first() {
-        let mut s = Slots::default();
-        slots(&mut s, &["a", "b"], 2);
-        slots(&mut s, &["b"], 2);
-        slots(&mut s, &[], 2);
-        assert_eq!(slots(&mut s, &["x"], 2), [(0, 1)]);
-        assert_eq!(slots(&mut s, &["x", "y"], 2), [(0, 1), (1, 1)]);
+    fn a_server_is_its_service_address_port_and_mode() {
+        let mut numbers = Numbers::default();
+        let ids = |numbers: &Numbers, config: &Config| -> Vec<_> {
+            let services = config.services.iter();
+            let servers =
+                services.flat_map(|service| service.servers.iter().map(move |s| (&service.name, s)));
+            servers.map(|(name, server)| numbers.server(name, server).unwrap()).collect()
+        };
+        let first = config(&[("a", 2), ("b", 1)]);
+        numbers.assign(&first).unwrap();
+        let id = |slot| ServerId { slot, generation: 0 };
+        assert_eq!(ids(&numbers, &first), [id(0), id(1), id(2)]);
+        let second = config(&[("b", 2), ("a", 1)]);
+        numbers.assign(&second).unwrap();
+        assert_eq!(ids(&numbers, &second), [id(2), id(3), id(0)]);
+        assert_eq!(numbers.server("a", &first.services[0].servers[1]), None);
+        numbers.assign(&first).unwrap();
+        assert_eq!(ids(&numbers, &first), [id(0), id(4), id(2)]);
     }
 
     #[test]
-    fn too_many_keys_change_nothing() {
-        let mut s = Slots::default();
-        slots(&mut s, &["a"], 1);
-        assert_eq!(s.assign(["b", "c"].into_iter(), 1), Err(2));
-        assert_eq!(slots(&mut s, &["a"], 1), [(0, 0)]);
+    fn only_services_of_which_something_differs_have_changed() {
+        let mut numbers = Numbers::default();
+        let first = config(&[("a", 2), ("b", 1), ("c", 1)]);
+        let all = |ids: &[u32]| ids.iter().copied().map(ServiceId).collect();
+        assert_eq!(numbers.assign(&first).unwrap(), all(&[0, 1, 2]));
+        assert_eq!(numbers.assign(&first).unwrap(), all(&[]));
+        let mut second = config(&[("a", 2), ("b", 2), ("c", 1)]);
+        second.share(&first);
+        assert_eq!(numbers.assign(&second).unwrap(), all(&[1]));
+    }
+
+    #[test]
+    fn the_slot_free_for_longest_is_used_again_first_and_tells_its_tenants_apart() {
+        let mut slots = Slots::default();
+        let slot = |number, generation| Slot { number, generation };
+        assert_eq!([slots.take(2), slots.take(2)], [slot(0, 0), slot(1, 0)]);
+        slots.free(vec![slot(1, 0)]);
+        slots.free(vec![slot(0, 0)]);
+        assert_eq!([slots.take(2), slots.take(2)], [slot(1, 1), slot(0, 1)]);
+        slots.free(vec![slot(1, 1), slot(0, 1)]);
+        assert_eq!([slots.take(2), slots.take(2)], [slot(0, 2), slot(1, 2)]);
+    }
+
+    #[test]
+    fn too_many_change_nothing() {
+        let mut numbers = Numbers::default();
+        numbers.assign(&config(&[("a", 1)])).unwrap();
+        let mut many = config(&[("b", 1)]);
+        many.services = (0..=SERVICES_MAX).map(|_| many.services[0].clone()).collect();
+        let error = numbers.assign(&many).unwrap_err();
+        assert_eq!(error, NumbersError::Services { count: SERVICES_MAX + 1, leaving: 0 });
+        assert_eq!((numbers.service("a"), numbers.service("b")), (Some(ServiceId(0)), None));
     }
 
     #[test]

@@ -118,8 +118,12 @@ fn more_services_or_servers_than_there_are_numbers_for_are_an_error_where_there_
             "[[service]]\nname = \"s{number}\"\nprotocol = \"tcp\"\nmode = \"dr\"\nlisten = [\"203.0.{high}.{low}:80\"]\n"
         )
     };
-    let server =
-        |number: usize| format!("[[service.server]]\naddress = \"10.0.{}.{}\"\n", number / 250, number % 250);
+    let server = |number: usize| {
+        format!(
+            "[[service.server]]\naddress = \"{}\"\n",
+            std::net::Ipv4Addr::from_bits(0x0a00_0000 + number as u32)
+        )
+    };
     let said = |text: &str| match Config::parse("many", text, false) {
         Ok(loaded) => loaded.config.services.len().to_string(),
         Err(error) => error.to_string(),
@@ -130,12 +134,18 @@ fn more_services_or_servers_than_there_are_numbers_for_are_an_error_where_there_
     let error = said(&services(1025));
     assert!(error.contains("error: 1025 services; 1024 are possible"), "{error}");
     assert!(error.contains(&format!("many:{place}:1")), "line {place} is not in {error}");
-    let servers = |many: usize| port.to_owned() + &service(1) + &(1..=many).map(server).collect::<String>();
-    assert_eq!(said(&servers(4096)), "1");
-    let place = servers(4096).lines().count() + 1;
-    let error = said(&servers(4097));
-    assert!(error.contains("error: 4097 servers in all services; 4096 are possible"), "{error}");
+    // Three services, so that none has more than there are places in one.
+    let service_with =
+        |number: usize, many: usize| service(number) + &(1..=many).map(server).collect::<String>();
+    let servers =
+        |many| port.to_owned() + &service_with(1, 65_535) + &service_with(2, 65_535) + &service_with(3, many);
+    assert_eq!(said(&servers(2)), "3");
+    let place = servers(2).lines().count() + 1;
+    let error = said(&servers(3));
+    assert!(error.contains("error: 131073 servers in all services; 131072 are possible"), "{error}");
     assert!(error.contains(&format!("many:{place}:1")), "line {place} is not in {error}");
+    let error = said(&(port.to_owned() + &service_with(1, 65_536)));
+    assert!(error.contains("error: 65536 servers in a service; 65535 are possible"), "{error}");
 }
 
 #[test]
@@ -172,7 +182,9 @@ impl Folder {
     /// The names of the services, or what is wrong, with the files' names alone.
     fn load(&self) -> Result<Vec<String>, String> {
         match Config::load(&self.0.join("main.toml"), false) {
-            Ok(loaded) => Ok(loaded.config.services.into_iter().map(|service| service.name).collect()),
+            Ok(loaded) => {
+                Ok(loaded.config.services.into_iter().map(|service| service.name.clone()).collect())
+            }
             Err(error) => Err(error.to_string().replace(&format!("{}/", self.0.display()), "")),
         }
     }

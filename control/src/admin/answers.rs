@@ -22,7 +22,6 @@ use crate::drain;
 use crate::handoff::{self, Facts, PortFacts};
 use crate::recent::{Counts, Stretch};
 use crate::rss::RssMatch;
-use crate::state::server_key;
 use crate::supervisor::Daemon;
 
 impl Daemon {
@@ -65,7 +64,7 @@ impl Daemon {
     }
 
     fn server(&self, service: &str, typed: &config::Server) -> Server {
-        let id = self.numbers.server(&server_key(service, typed));
+        let id = self.numbers.server(service, typed);
         let address = match typed.port {
             ServerPort::Same => typed.address.to_string(),
             ServerPort::Mapped(port) => SocketAddr::new(typed.address, port).to_string(),
@@ -186,7 +185,7 @@ impl Daemon {
         let servers =
             services.flat_map(|service| service.servers.iter().map(move |server| (service, server)));
         let named = servers.filter_map(|(service, server)| {
-            let id = self.numbers.server(&server_key(&service.name, server))?;
+            let id = self.numbers.server(&service.name, server)?;
             Some((id, (service.name.clone(), server.name.clone())))
         });
         Access { dumps: self.dumps.clone(), names: named.collect() }

@@ -18,9 +18,11 @@ mod thresholds;
 mod timeouts;
 mod words;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use shunt_dataplane::conn::Timeouts;
 use shunt_dataplane::persist::Persistence;
@@ -49,8 +51,9 @@ pub struct Config {
     pub api: Api,
     /// `[[port]]`, at least one.
     pub ports: Vec<Port>,
-    /// `[[service]]`
-    pub services: Vec<Service>,
+    /// `[[service]]`. What is the same from one configuration to the next is the very same ([`Self::share`]), so that
+    /// many services cost little when few of them change.
+    pub services: Vec<Arc<Service>>,
 }
 
 /// Workers and memory. Fixed while the daemon runs.
@@ -263,6 +266,22 @@ impl Config {
             let leaving = service.local_leaving.iter().map(|leaving| leaving.local.address);
             vips.chain(service.local.iter().map(|local| local.address)).chain(leaving)
         })
+    }
+
+    /// Takes the services that are as they were from the configuration `before` this one.
+    pub fn share(&mut self, before: &Self) {
+        let before = before.services_by_name();
+        for service in &mut self.services {
+            match before.get(service.name.as_str()) {
+                Some(&old) if !Arc::ptr_eq(old, service) && old == service => *service = old.clone(),
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    /// The services by their names.
+    pub fn services_by_name(&self) -> HashMap<&str, &Arc<Service>> {
+        self.services.iter().map(|service| (service.name.as_str(), service)).collect()
     }
 
     /// Reads the file at `path` and those that it includes.

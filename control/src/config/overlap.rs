@@ -1,6 +1,6 @@
 //! What must not collide: names, listen entries, local addresses, servers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use shunt_dataplane::tuple::Protocol;
@@ -112,8 +112,8 @@ pub(super) fn server_names(services: &[Placed], diagnostics: &mut Diagnostics) {
 /// A server that is in its service twice, or that is the director itself.
 pub(super) fn servers(services: &[Placed], diagnostics: &mut Diagnostics) {
     let all = || services.iter().map(|placed| &placed.service);
-    let listened = |address| all().any(|s| s.listen.iter().any(|listen| listen.vip() == Some(address)));
-    let local = |address| all().any(|s| s.local.iter().any(|local| local.address == address));
+    let listened: HashSet<_> = all().flat_map(|service| &service.listen).filter_map(Listen::vip).collect();
+    let local: HashSet<_> = all().flat_map(|service| &service.local).map(|local| local.address).collect();
     for placed in services {
         let service = &placed.service;
         let mut seen = HashMap::new();
@@ -123,9 +123,9 @@ pub(super) fn servers(services: &[Placed], diagnostics: &mut Diagnostics) {
                 diagnostics
                     .error(place.clone(), key("is in this service twice"), "again")
                     .related(Range::clone(first), "first here");
-            } else if listened(server.address) {
+            } else if listened.contains(&server.address) {
                 diagnostics.error(place.clone(), key("is an address that a service listens on"), "a loop");
-            } else if local(server.address) {
+            } else if local.contains(&server.address) {
                 diagnostics.error(place.clone(), key("is a local address of the director"), "a loop");
             }
         }

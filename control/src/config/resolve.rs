@@ -3,8 +3,10 @@
 
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use shunt_dataplane::conn::Timeouts;
+use shunt_dataplane::scheduler::Pool;
 use toml::Spanned;
 
 use super::diagnostic::{Diagnostics, shift};
@@ -48,7 +50,7 @@ pub(super) fn resolve(sources: &Sources, diagnostics: &mut Diagnostics) -> Optio
         engine: engine(&file.engine, diagnostics),
         api: api(&file.api, diagnostics),
         ports: ports(&file.port, diagnostics),
-        services: services.into_iter().map(|placed| placed.service).collect(),
+        services: services.into_iter().map(|placed| Arc::new(placed.service)).collect(),
     })
 }
 
@@ -59,6 +61,14 @@ fn too_many(files: &[(usize, Vec<Spanned<raw::Service>>)], diagnostics: &mut Dia
     if let Some((base, first)) = services().nth(SERVICES_MAX) {
         let message = format!("{} services; {SERVICES_MAX} are possible", services().count());
         diagnostics.error(shift(first.span(), *base), message, "the first too many");
+    }
+    for (base, service) in services() {
+        let servers = &service.as_ref().server;
+        if let Some(first) = servers.get(Pool::MEMBERS_MAX) {
+            let message =
+                format!("{} servers in a service; {} are possible", servers.len(), Pool::MEMBERS_MAX);
+            diagnostics.error(shift(first.span(), *base), message, "the first too many");
+        }
     }
     let servers = || {
         services().flat_map(|(base, service)| service.as_ref().server.iter().map(move |typed| (base, typed)))
