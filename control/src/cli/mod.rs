@@ -7,8 +7,10 @@ mod daemon;
 mod output;
 mod show;
 mod table;
+mod unprivileged;
 mod workers;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -79,6 +81,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Become the program of a check, as somebody who can do nothing else
+    #[command(hide = true)]
+    Unprivileged {
+        uid: u32,
+        gid: u32,
+        #[arg(last = true, required = true)]
+        program: Vec<OsString>,
+    },
 }
 
 /// Which daemon is meant.
@@ -120,6 +130,7 @@ fn obey(command: Command) -> anyhow::Result<()> {
             connections::connections(&daemon.socket, &Query { client, server, state }, json)
         }
         Command::Counters { daemon, json } => show::counters(&daemon.socket, json),
+        Command::Unprivileged { uid, gid, program } => unprivileged::become_program(uid, gid, &program),
     }
 }
 

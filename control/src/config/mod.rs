@@ -3,6 +3,7 @@
 
 mod check;
 mod diagnostic;
+mod http_check;
 mod listen;
 mod one_packet;
 mod overlap;
@@ -40,7 +41,7 @@ pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use listen::Listen;
 pub use scheduler::describe as describe_scheduler;
 pub use sources::{FILES_MAX, Source, Sources};
-pub use words::{CheckKind, Driver, Idle, Word, XdpMode};
+pub use words::{CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Word, XdpMode};
 
 /// What a configuration file means. Nothing is optional any more.
 #[derive(Clone, Debug, PartialEq)]

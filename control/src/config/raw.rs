@@ -1,6 +1,7 @@
 //! The configuration as typed: which keys exist and of which type their values are, with the place of each.
 //! What they mean, and whether they make sense together, is [`super::resolve`]'s.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -174,4 +175,57 @@ pub(super) struct Server {
 pub(super) struct Check {
     pub(super) kind: Typed<String>,
     pub(super) port: Typed<Number>,
+    // udp
+    pub(super) send: Typed<String>,
+    pub(super) expect: Typed<String>,
+    pub(super) expect_regex: Typed<String>,
+    // http, https: keys of one URL, or of what its URLs have in common
+    pub(super) method: Typed<String>,
+    pub(super) path: Typed<String>,
+    pub(super) host: Typed<String>,
+    pub(super) headers: BTreeMap<Spanned<String>, Spanned<String>>,
+    pub(super) status: Typed<Status>,
+    pub(super) body: Typed<String>,
+    pub(super) body_regex: Typed<String>,
+    pub(super) url: Vec<Spanned<Url>>,
+    // https
+    pub(super) verify: Typed<bool>,
+    pub(super) ca: Typed<String>,
+    pub(super) sni: Typed<String>,
+    // dns
+    pub(super) query: Typed<String>,
+    pub(super) r#type: Typed<String>,
+    pub(super) rcode: Typed<String>,
+    pub(super) answer: Typed<String>,
+    // smtp
+    pub(super) helo: Typed<String>,
+    // exec
+    pub(super) command: Typed<Vec<String>>,
+    pub(super) user: Typed<String>,
+    pub(super) group: Typed<String>,
+    pub(super) weight_from: Typed<String>,
+    // file
+    pub(super) file: Typed<String>,
+    pub(super) file_says: Typed<String>,
+}
+
+/// `check.url`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Url {
+    pub(super) method: Typed<String>,
+    pub(super) path: Typed<String>,
+    pub(super) host: Typed<String>,
+    pub(super) headers: BTreeMap<Spanned<String>, Spanned<String>>,
+    pub(super) status: Typed<Status>,
+    pub(super) body: Typed<String>,
+    pub(super) body_regex: Typed<String>,
+}
+
+/// `check.status`: `"200,301-302"` or `200`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "statuses such as \"200,301-302\" or 200")]
+pub(super) enum Status {
+    Text(String),
+    Number(i64),
 }

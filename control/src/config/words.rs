@@ -5,6 +5,9 @@ use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::{OutOfState, ServerGone};
 use shunt_dataplane::tuple::Protocol;
 
+use crate::health::probe::exec::WeightFrom;
+use crate::health::probe::file::Says;
+
 /// A closed set of words.
 pub trait Word: Copy + 'static {
     /// What the words choose, for error messages: `"scheduler"`.
@@ -73,8 +76,106 @@ words! {
 words! {
     /// `check.kind`: what a check asks.
     CheckKind: "kind of check" {
+        /// Whether the address answers an ICMP echo.
+        Ping = "ping",
         /// Whether a connection can be opened.
         Tcp = "tcp",
+        /// Whether a datagram is answered, or not refused.
+        Udp = "udp",
+        /// Whether HTTP requests are answered as they should be.
+        Http = "http",
+        /// The same over TLS.
+        Https = "https",
+        /// Whether a DNS query is answered as it should be.
+        Dns = "dns",
+        /// Whether a mail server greets.
+        Smtp = "smtp",
+        /// What a program says.
+        Exec = "exec",
+        /// What a file says.
+        File = "file",
+    }
+}
+
+/// `check.file_says`.
+impl Word for Says {
+    const KIND: &'static str = "meaning of a file";
+    const ALL: &'static [Self] = &[Self::Exists, Self::Status, Self::Weight];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Exists => "exists",
+            Self::Status => "status",
+            Self::Weight => "weight",
+        }
+    }
+}
+
+/// `check.weight_from`.
+impl Word for WeightFrom {
+    const KIND: &'static str = "source of a weight";
+    const ALL: &'static [Self] = &[Self::Nothing, Self::Code, Self::Output];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Code => "exit-code",
+            Self::Output => "output",
+        }
+    }
+}
+
+words! {
+    /// `check.method` and `check.url.method`: requests without a body.
+    HttpMethod: "method" {
+        /// The whole response.
+        Get = "GET",
+        /// Its head alone.
+        Head = "HEAD",
+        /// What is possible.
+        Options = "OPTIONS",
+    }
+}
+
+words! {
+    /// `check.type`: what a DNS query asks for.
+    DnsType: "type of records" {
+        /// IPv4 addresses.
+        A = "A",
+        /// IPv6 addresses.
+        Aaaa = "AAAA",
+        /// The name behind an alias.
+        Cname = "CNAME",
+        /// Keys of a zone.
+        Dnskey = "DNSKEY",
+        /// Mail servers.
+        Mx = "MX",
+        /// Name servers.
+        Ns = "NS",
+        /// Names of addresses.
+        Ptr = "PTR",
+        /// The head of a zone.
+        Soa = "SOA",
+        /// Servers of a service.
+        Srv = "SRV",
+        /// Text.
+        Txt = "TXT",
+    }
+}
+
+words! {
+    /// `check.rcode`: how a DNS query is answered (RFC 1035 §4.1.1).
+    DnsCode: "rcode" {
+        /// There is such a name.
+        NoError = "NOERROR",
+        /// There is no such name.
+        NxDomain = "NXDOMAIN",
+        /// The server will not say.
+        Refused = "REFUSED",
+        /// The server does not know how.
+        NotImp = "NOTIMP",
+        /// The server cannot say.
+        ServFail = "SERVFAIL",
     }
 }
 

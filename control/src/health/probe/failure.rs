@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::{dns, exec, file, http, smtp, tls, udp};
+
 /// What a server did instead of answering as it should: one short sentence, for status and logs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
+    /// The director itself could not ask (no file descriptor, no permission): this says nothing about the server.
+    #[error("cannot ask: {0}")]
+    CannotAsk(String),
     /// No way to its address: no route, no neighbour, or an ICMP error said so.
-    #[error("unreachable: {}", words(*.0))]
+    #[error("unreachable: {}", words(&(*.0).into()))]
     Unreachable(Errno),
     /// Nothing listens on the port: RST, or ICMP port unreachable.
     #[error("connection refused")]
@@ -17,21 +22,47 @@ pub enum Failure {
     /// Neither yes nor no to a SYN.
     #[error("no connection within {0:?}")]
     NoConnection(Duration),
-    /// The director itself could not ask (no file descriptor, no permission): this says nothing about the server.
-    #[error("cannot ask: {}", words(*.0))]
-    CannotAsk(Errno),
+    /// Nothing came, or not all of it; with the layer that is to blame.
+    #[error("no answer within {1:?}")]
+    NoAnswer(Layer, Duration),
+    /// A connection was open and ended before there was an answer.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// No TLS, or a certificate that is not good.
+    #[error(transparent)]
+    Tls(#[from] tls::Wrong),
+    /// Not the datagram that was expected.
+    #[error(transparent)]
+    Udp(#[from] udp::Wrong),
+    /// Not the response that was expected.
+    #[error(transparent)]
+    Http(#[from] http::Wrong),
+    /// Not the DNS answer that was expected.
+    #[error(transparent)]
+    Dns(#[from] dns::Wrong),
+    /// Not what a mail server says.
+    #[error(transparent)]
+    Smtp(#[from] smtp::Wrong),
+    /// The program says no.
+    #[error(transparent)]
+    Exec(#[from] exec::Wrong),
+    /// The file says no.
+    #[error(transparent)]
+    File(#[from] file::Wrong),
 }
 
-/// What is still true of a server that failed: everything below the layer.
+/// The layer that failed. What is below it is well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
     /// The director's own machine: nothing was learnt about the server.
     Local,
+    /// None: a program or a file says so, and the server itself was not asked.
+    Told,
     /// The address cannot be reached.
     L3,
-    /// The address can be reached, the port cannot.
+    /// The port gives no connection, or no answer at all.
     L4,
-    /// There was a connection, or an answer, and not the right one.
+    /// There was a connection or an answer, and not the right one.
     L7,
 }
 
@@ -42,30 +73,55 @@ impl Failure {
             Self::CannotAsk(_) => Layer::Local,
             Self::Unreachable(_) => Layer::L3,
             Self::Refused | Self::NoConnection(_) => Layer::L4,
-        }
-    }
-
-    /// What an error of connecting says; `timeout` is the time that the whole probe has.
-    pub(super) fn connecting(error: &io::Error, timeout: Duration) -> Self {
-        let errno = errno(error);
-        match errno {
-            Errno::CONNREFUSED | Errno::CONNRESET => Self::Refused,
-            Errno::TIMEDOUT => Self::NoConnection(timeout),
-            Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::HOSTDOWN | Errno::NETDOWN | Errno::NONET => {
-                Self::Unreachable(errno)
+            Self::NoAnswer(layer, _) => *layer,
+            Self::Exec(_) | Self::File(_) => Layer::Told,
+            Self::Lost(_) | Self::Tls(_) | Self::Udp(_) | Self::Http(_) | Self::Dns(_) | Self::Smtp(_) => {
+                Layer::L7
             }
-            _ => Self::CannotAsk(errno),
+        }
+    }
+
+    /// The director could not ask.
+    pub(super) fn local(error: io::Error) -> Self {
+        Self::CannotAsk(words(&error))
+    }
+
+    /// What an error of connecting, or of a socket that knows no connections, says; `timeout` is the time that the whole
+    /// probe has.
+    pub(super) fn connecting(error: &io::Error, timeout: Duration) -> Self {
+        match Errno::from_io_error(error) {
+            Some(Errno::CONNREFUSED | Errno::CONNRESET) => Self::Refused,
+            Some(Errno::TIMEDOUT) => Self::NoConnection(timeout),
+            Some(errno) if is_unreachable(errno) => Self::Unreachable(errno),
+            _ => Self::CannotAsk(words(error)),
+        }
+    }
+
+    /// What an error on an open connection says.
+    pub(super) fn lost(error: &io::Error) -> Self {
+        match Errno::from_io_error(error) {
+            Some(errno) if is_unreachable(errno) => Self::Unreachable(errno),
+            _ => Self::Lost(words(error)),
         }
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
+/// What ICMP errors and a missing neighbour become (net/ipv4/icmp.c, icmp_err_convert).
+fn is_unreachable(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::HOSTUNREACH
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::NETDOWN
+            | Errno::NONET
+            | Errno::NOPROTOOPT
+    )
 }
 
-/// The kernel's words for a number, without the number.
-fn words(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
+/// The kernel's words for an error, without its number.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
@@ -82,5 +138,15 @@ mod tests {
         assert_eq!(said(Errno::HOSTUNREACH), (Layer::L3, "unreachable: no route to host".into()));
         assert_eq!(said(Errno::NETUNREACH), (Layer::L3, "unreachable: network is unreachable".into()));
         assert_eq!(said(Errno::MFILE), (Layer::Local, "cannot ask: too many open files".into()));
+    }
+
+    #[test]
+    fn an_error_of_a_connection_is_not_a_refusal() {
+        let failure = Failure::lost(&Errno::CONNRESET.into());
+        assert_eq!(
+            (failure.layer(), failure.to_string()),
+            (Layer::L7, "connection lost: connection reset by peer".into())
+        );
+        assert_eq!(Failure::lost(&Errno::HOSTUNREACH.into()).layer(), Layer::L3);
     }
 }

@@ -2,26 +2,19 @@
 //! here nor a half-closed connection there.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
-use super::Failure;
+use super::{Failure, Limit};
 
-/// A connection to `address`, which ends with RST when it is dropped. `timeout` is how long there was until `deadline`,
-/// for the message.
-pub(super) async fn connect(
-    address: SocketAddr,
-    deadline: Instant,
-    timeout: Duration,
-) -> Result<TcpStream, Failure> {
-    let connecting = |error| Failure::connecting(&error, timeout);
-    let socket =
-        if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(connecting)?;
-    socket.set_zero_linger().map_err(connecting)?;
-    match timeout_at(deadline, socket.connect(address)).await {
-        Ok(connected) => connected.map_err(connecting),
-        Err(_) => Err(Failure::NoConnection(timeout)),
+/// A connection to `address`, which ends with RST when it is dropped.
+pub(super) async fn connect(address: SocketAddr, limit: Limit) -> Result<TcpStream, Failure> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(Failure::local)?;
+    socket.set_zero_linger().map_err(Failure::local)?;
+    match timeout_at(limit.deadline, socket.connect(address)).await {
+        Ok(connected) => connected.map_err(|error| Failure::connecting(&error, limit.timeout)),
+        Err(_) => Err(Failure::NoConnection(limit.timeout)),
     }
 }
