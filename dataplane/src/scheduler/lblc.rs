@@ -14,13 +14,14 @@ pub(super) fn pick(
     servers: &Servers,
     destination: Option<&mut Destination>,
     cheapest: Option<usize>,
+    has_bored: impl Fn() -> bool,
     now: Instant,
 ) -> Option<usize> {
     let candidates = pool.candidates();
     let Some(destination) = destination else { return cheapest };
     if let Some(&place) = destination.places(pool).first()
         && servers.takes(&candidates[place])
-        && !is_overloaded(&candidates[place], candidates, servers)
+        && !is_overloaded(&candidates[place], servers, has_bored)
     {
         return Some(place);
     }
@@ -30,10 +31,8 @@ pub(super) fn pick(
 }
 
 /// Whether a server has more active connections than its weight while another one has less than half of its own.
-pub(super) fn is_overloaded(candidate: &Candidate, candidates: &[Candidate], servers: &Servers) -> bool {
-    let active = |candidate: &Candidate| servers.load(candidate.id).active;
-    let is_bored = |other: &Candidate| 2 * active(other) < u64::from(other.weight);
-    active(candidate) > u64::from(candidate.weight) && candidates.iter().any(is_bored)
+pub(super) fn is_overloaded(candidate: &Candidate, servers: &Servers, has_bored: impl Fn() -> bool) -> bool {
+    servers.load(candidate.id).active > u64::from(candidate.weight) && has_bored()
 }
 
 #[cfg(test)]

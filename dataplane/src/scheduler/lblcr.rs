@@ -17,6 +17,7 @@ pub(super) fn pick(
     servers: &Servers,
     destination: Option<&mut Destination>,
     cheapest: Option<usize>,
+    has_bored: impl Fn() -> bool,
     now: Instant,
 ) -> Option<usize> {
     let candidates = pool.candidates();
@@ -37,7 +38,7 @@ pub(super) fn pick(
         }
     }
     if let Some(place) = least
-        && !is_overloaded(&candidates[place], candidates, servers)
+        && !is_overloaded(&candidates[place], servers, has_bored)
     {
         return Some(place);
     }

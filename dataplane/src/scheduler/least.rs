@@ -1,7 +1,10 @@
 //! What all least-something schedulers share: the candidate with the lowest price, without a look at each of them.
 //!
 //! A pool's candidates hold a knock-out (`tree.rs`), their prices being the bids; who has won gets the next connection. It
-//! is played again where a server's load changes. A new pool begins a new one with its first pick.
+//! is played again where a server's load changes. A new pool begins a new one with its first pick. `lblc` and `lblcr` hold
+//! a second one beside it, for who has least to do.
+
+use std::ops::Range;
 
 use super::pool::Pool;
 use super::state::{ServerState, Servers, Total};
@@ -79,6 +82,9 @@ struct Tournament {
     players: u32,
 }
 
+/// One connection by a weight of two. Less than half a connection by weight is less than this, rounded down or not.
+const HALF: Price = Price(1 << 63);
+
 /// Where a server plays.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seat {
@@ -97,7 +103,8 @@ impl Tournaments {
     pub(super) fn new(pools: usize, servers_max: usize) -> Self {
         let none = Tournament { pool: 0, kind: SchedulerKind::Lc, first: 0, players: 0 };
         // Twice what all need together: as much may be lost to pools that have grown.
-        Self { running: vec![none; pools].into(), nodes: vec![NOBODY; 4 * servers_max].into(), used: 0 }
+        let nodes = 2 * 2 * KNOCK_OUTS_MAX * servers_max;
+        Self { running: vec![none; pools].into(), nodes: vec![NOBODY; nodes].into(), used: 0 }
     }
 
     /// The place of the cheapest candidate of `pool`, which holds tournament number `tournament`.
@@ -107,8 +114,17 @@ impl Tournaments {
         if is_new {
             begin(nodes, tournament, pool, servers);
         }
-        let lowest = tree::lowest(nodes);
+        let lowest = tree::lowest(&nodes[..2 * pool.candidates().len()]);
         (lowest != NOBODY).then_some(usize::from(lowest as u16))
+    }
+
+    /// Whether a candidate of `pool`, whose scheduler is `lblc` or `lblcr` and whose [`Self::winner`] was asked for before,
+    /// has fewer active connections than half its weight.
+    pub(super) fn has_bored(&self, tournament: usize, pool: &Pool) -> bool {
+        let tournament = &self.running[tournament];
+        debug_assert_eq!(tournament.pool, pool.number());
+        let (_, by_rest) = self.nodes[tournament.range()].split_at(2 * tournament.players as usize);
+        tree::lowest(by_rest) >> PLACE < HALF.0
     }
 
     /// The winner as of now, if the tournament has begun.
@@ -126,11 +142,15 @@ impl Tournaments {
     #[inline]
     pub(super) fn replay(&mut self, server: &ServerState) {
         let Some(seat) = server.seat else { return };
-        let Tournament { pool, kind, first, players } = self.running[seat.tournament as usize];
+        let Tournament { pool, kind, players, .. } = self.running[seat.tournament as usize];
         // Its pool may be history; and in `wrr` loads do not count.
         if pool == seat.pool && kind != SchedulerKind::Wrr {
-            let nodes = &mut self.nodes[first as usize..][..2 * players as usize];
-            tree::bid(nodes, usize::from(seat.place), bid(kind, seat, server));
+            let range = self.running[seat.tournament as usize].range();
+            let (by_price, by_rest) = self.nodes[range].split_at_mut(2 * players as usize);
+            tree::bid(by_price, usize::from(seat.place), bid(kind, seat, server));
+            if !by_rest.is_empty() {
+                tree::bid(by_rest, usize::from(seat.place), bid_of_rest(seat, server));
+            }
         }
     }
 
@@ -153,42 +173,77 @@ impl Tournaments {
         if is_new {
             self.make_room(tournament, pool);
         }
-        let Tournament { first, players, .. } = self.running[tournament];
-        (&mut self.nodes[first as usize..][..2 * players as usize], is_new)
+        (&mut self.nodes[self.running[tournament].range()], is_new)
     }
 
     /// Gives a new pool the nodes of the one before it, or others. When there are no more all tournaments begin anew, so
     /// that what pools have left behind is used again.
     #[cold]
     fn make_room(&mut self, tournament: usize, pool: &Pool) {
-        let players = pool.candidates().len();
-        let mut first = self.running[tournament].first as usize;
-        if players > self.running[tournament].players as usize {
-            if self.used + 2 * players > self.nodes.len() {
+        let before = self.running[tournament].range();
+        let (kind, players) = (pool.scheduler().kind, pool.candidates().len() as u32);
+        let mut next = Tournament { pool: pool.number(), kind, first: before.start as u32, players };
+        let needed = next.range().len();
+        if needed > before.len() {
+            if self.used + needed > self.nodes.len() {
                 self.running.iter_mut().for_each(|tournament| (tournament.pool, tournament.players) = (0, 0));
                 self.used = 0;
             }
-            first = self.used;
-            self.used += 2 * players;
+            next.first = self.used as u32;
+            self.used += needed;
         }
-        let (kind, first, players) = (pool.scheduler().kind, first as u32, players as u32);
-        self.running[tournament] = Tournament { pool: pool.number(), kind, first, players };
+        self.running[tournament] = next;
     }
 }
+
+impl Tournament {
+    /// Its nodes: those of the knock-out by price, then those of the one by rest if it has one.
+    fn range(&self) -> Range<usize> {
+        let first = self.first as usize;
+        first..first + 2 * self.players as usize * knock_outs(self.kind)
+    }
+}
+
+/// How many knock-outs are held under a scheduler.
+const fn knock_outs(kind: SchedulerKind) -> usize {
+    match kind {
+        SchedulerKind::Lblc | SchedulerKind::Lblcr => KNOCK_OUTS_MAX,
+        SchedulerKind::Rr
+        | SchedulerKind::Wrr
+        | SchedulerKind::Lc
+        | SchedulerKind::Wlc
+        | SchedulerKind::Sed
+        | SchedulerKind::Nq
+        | SchedulerKind::Sh
+        | SchedulerKind::Dh
+        | SchedulerKind::Mh
+        | SchedulerKind::Fo
+        | SchedulerKind::Ovf
+        | SchedulerKind::Twos => 1,
+    }
+}
+
+const KNOCK_OUTS_MAX: usize = 2;
 
 /// All candidates of `pool` take their seats and bid.
 #[cold]
 fn begin(nodes: &mut [u128], tournament: usize, pool: &Pool, servers: &mut Servers) {
     let kind = pool.scheduler().kind;
-    let (_, leaves) = nodes.split_at_mut(pool.candidates().len());
-    for ((place, candidate), leaf) in (0..).zip(pool.candidates()).zip(leaves) {
+    let players = pool.candidates().len();
+    let (by_price, by_rest) = nodes.split_at_mut(2 * players);
+    for (place, candidate) in (0..).zip(pool.candidates()) {
         let server = servers.tenant(candidate.id);
         let (tournament, weight) = (tournament as u32, candidate.weight);
         let seat = Seat { tournament, place, weight, pool: pool.number() };
         server.seat = Some(seat);
-        *leaf = bid(kind, seat, server);
+        let leaf = players + usize::from(place);
+        by_price[leaf] = bid(kind, seat, server);
+        if !by_rest.is_empty() {
+            by_rest[leaf] = bid_of_rest(seat, server);
+        }
     }
-    tree::play(nodes);
+    tree::play(by_price);
+    tree::play(by_rest);
 }
 
 /// What a server bids: its price with its place.
@@ -199,6 +254,16 @@ fn bid(kind: SchedulerKind, seat: Seat, server: &ServerState) -> u128 {
     }
     let price = Price::new(kind, seat.weight, server.load());
     price.map_or(NOBODY, |Price(price)| price << PLACE | u128::from(seat.place))
+}
+
+/// What a server bids where it counts how little it has to do: its active connections by weight. Whether it takes more
+/// does not count, as in LVS.
+#[inline]
+fn bid_of_rest(seat: Seat, server: &ServerState) -> u128 {
+    if seat.weight == 0 {
+        return NOBODY;
+    }
+    Price::by_weight(server.load().active, seat.weight).0 << PLACE | u128::from(seat.place)
 }
 
 /// Whether one cost by weight is less than another one: without the division, in 128 bits, which do not overflow.
@@ -342,6 +407,15 @@ mod tests {
         }
     }
 
+    impl Model {
+        fn has_bored(&mut self, candidates: &[Candidate]) -> bool {
+            candidates.iter().any(|candidate| {
+                let Known { own, others, .. } = *self.known(candidate.id);
+                2 * (u64::from(own.active) + u64::from(others.active)) < u64::from(candidate.weight)
+            })
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -359,6 +433,10 @@ mod tests {
                         let pool = &pools[service as usize];
                         let picked = state.pick(ServiceId(service), pool, &request(0));
                         prop_assert_eq!(picked, model.pick(kind, pool.candidates()));
+                        if knock_outs(kind) == 2 {
+                            let bored = model.has_bored(pool.candidates());
+                            prop_assert_eq!(state.tournaments.has_bored(2 * service as usize, pool), bored);
+                        }
                         if let Some(id) = picked {
                             state.opened(id, active);
                             model.count(id, active, 1);

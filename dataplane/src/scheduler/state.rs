@@ -26,7 +26,7 @@ pub struct Load {
 pub struct SchedulerState {
     /// Two for each service, by IP version.
     turns: Box<[Turn]>,
-    tournaments: Tournaments,
+    pub(super) tournaments: Tournaments,
     servers: Servers,
     pub(super) destinations: Destinations,
     seed: u64,
@@ -135,12 +135,14 @@ impl SchedulerState {
             SchedulerKind::Lblc => {
                 let destination = self.destinations.entry(service, request.vip.address, request.now);
                 let cheapest = self.tournaments.winner(number, pool, servers);
-                lblc::pick(pool, servers, destination, cheapest, request.now)
+                let has_bored = || self.tournaments.has_bored(number, pool);
+                lblc::pick(pool, servers, destination, cheapest, has_bored, request.now)
             }
             SchedulerKind::Lblcr => {
                 let destination = self.destinations.entry(service, request.vip.address, request.now);
                 let cheapest = self.tournaments.winner(number, pool, servers);
-                lblcr::pick(pool, servers, destination, cheapest, request.now)
+                let has_bored = || self.tournaments.has_bored(number, pool);
+                lblcr::pick(pool, servers, destination, cheapest, has_bored, request.now)
             }
             SchedulerKind::Twos => {
                 let drawn = &mut self.drawn;
