@@ -155,11 +155,26 @@ impl Flow {
         Some((class, idle))
     }
 
-    /// The same for its local port: closing ones first, handshakes not in their first second.
-    fn gives_port(&self, now: Instant) -> Option<(bool, u32)> {
+    /// The same for its local port: those that are over first, then those half closed; handshakes not in their first
+    /// second.
+    fn gives_port(&self, now: Instant) -> Option<(u32, u32)> {
         let (class, idle) = self.makes_room(now)?;
-        (class != 0 || idle >= Ticks::from_nanos(1_000_000_000).0).then_some((class == 1, idle))
+        let rank = if self.state.is_over() { 2 } else { u32::from(class == 1) };
+        (class != 0 || idle >= Ticks::from_nanos(1_000_000_000).0).then_some((rank, idle))
     }
+}
+
+/// Who may get a new connection.
+struct Prospect {
+    eligible: Vec<usize>,
+    /// Each server that has a weight, with its connections and whether a new client's may be one more.
+    places: Vec<(usize, u64, Takes)>,
+    /// The server that the client is remembered at, if it may get one.
+    theirs: Option<usize>,
+    /// The same, if it has a place.
+    room: Option<usize>,
+    /// Whether the client was remembered at all.
+    was_named: bool,
 }
 
 struct Model {
@@ -330,89 +345,33 @@ impl Model {
         named: Option<ServerId>,
         outcome: &Outcome,
     ) {
-        let (protocol, mode, _) = SERVICES[service];
-        let eligible: Vec<_> = self.setup.eligible(service).collect();
-        let client = request.src.address;
-        // Each server that has a weight, with its connections and whether a new client's may be one more.
-        let places: Vec<_> = eligible.iter().map(|&slot| self.place(slot)).collect();
-        let taking = |id: &ServerId| self.setup.has(*id) && eligible.contains(&(id.slot as usize));
-        let theirs = named.filter(taking).map(|id| id.slot as usize);
-        let room = theirs.filter(|&slot| {
-            let (_, count, _) = self.place(slot);
-            self.setup.slots[slot].max.is_none_or(|max| count < max.into())
-        });
-        if outcome.reason.is_some() {
-            self.policy.tried(service, client, now);
-        }
-        if outcome.reason == Some(DropReason::NoServer) {
-            assert_eq!(room, None, "the client's own server has a place");
-            // A scheduler that maps clients to servers has no other for those of a full one.
-            let maps = self.setup.schedulers[service].maps();
-            assert!(maps || places.iter().all(|(.., takes)| *takes != Takes::Yes), "{places:?}");
-            // The ICMP error, while the rate limit lasts.
-            return assert!(outcome.emitted <= 1);
-        }
-        if outcome.reason.is_some() {
-            for &(slot, count, _) in &places {
-                self.policy.may_have_left(&self.setup, self.setup.id(slot), count);
-            }
-        }
-        let here = |flow: &&Flow| flow.worker == outcome.worker;
-        let last_pick = self.last_pick[service].take();
-        match outcome.reason {
-            Some(DropReason::TableFull) => {
-                assert!(self.flows.iter().filter(here).all(|flow| flow.makes_room(now).is_none()));
-                return assert_eq!(self.flows.iter().filter(here).count(), CAPACITY);
-            }
-            Some(DropReason::NoLocalPort) => {
-                let ports = LOCAL_PORTS.filter(|port| usize::from(*port) % self.workers == outcome.worker);
-                let (ports, flows) = (ports.count(), &self.flows);
-                let exhausted = |&slot: &usize| {
-                    let address = lab::server_address(slot);
-                    let towards = |flow: &&Flow| lab::server_address(flow.server.slot as usize) == address;
-                    let stays = |flow: &&Flow| flow.gives_port(now).is_none();
-                    flows.iter().filter(towards).filter(here).filter(stays).count() == ports
-                };
-                return assert!(mode == Mode::Fullnat && eligible.iter().any(exhausted), "a port is free");
-            }
-            Some(reason) => panic!("{reason:?} for {request:?}"),
-            None => {}
+        let prospect = self.prospect(service, named);
+        let last_pick = match outcome.reason {
+            // A scheduler was not asked, or had nobody to name.
+            Some(DropReason::NoServer) => self.last_pick[service],
+            _ => self.last_pick[service].take(),
+        };
+        if let Some(reason) = outcome.reason {
+            self.policy.tried(service, request.src.address, now);
+            return self.not_opened(service, &prospect, reason, now, outcome);
         }
         let (slot, peer) = destination(service, outcome);
-        assert!(eligible.contains(&slot), "{slot} got a connection, {eligible:?} may");
-        let server = self.setup.id(slot);
-        let &(_, before, takes) = places.iter().find(|(other, ..)| *other == slot).unwrap();
-        match room {
-            Some(theirs) => assert_eq!(slot, theirs, "the client was remembered there"),
-            None => assert_ne!(takes, Takes::No, "{slot} is full"),
-        }
-        let template = lab::persistence(service).is_some() && theirs.is_none_or(|theirs| theirs == slot);
+        let template = self.picked(service, slot, &prospect, now, request.src.address);
         let free = lab::persistence(service).is_none()
-            && eligible.iter().all(|&slot| self.setup.slots[slot].max.is_none());
-        self.policy.entered(&self.setup, server, before);
-        if template {
-            self.policy.opened(service, client, named.is_some(), now);
-        } else {
-            self.policy.tried(service, client, now);
-        }
+            && prospect.eligible.iter().all(|&slot| self.setup.slots[slot].max.is_none());
         if self.workers == 1 && free {
-            self.check_pick(service, slot, &eligible, last_pick);
+            self.check_pick(service, slot, &prospect.eligible, last_pick);
         }
+        let server = self.setup.id(slot);
         self.last_pick[service] = Some(server);
         let tenant = self.tenants.entry((outcome.worker, slot)).or_default();
         *tenant = (server.generation, if tenant.0 == server.generation { tenant.1 + 1 } else { 1 });
-        let view = if mode.sees_replies() { View::Input } else { View::InputOnly };
-        let state = match protocol {
-            Protocol::Tcp => State::None.next(view, flags),
-            Protocol::Udp => State::Udp,
-        };
-        let peer = peer.unwrap_or(request.src);
-        let flow = Flow {
+        self.enter(Flow {
             service,
             client: request.src,
             server,
-            peer,
-            state,
+            peer: peer.unwrap_or(request.src),
+            state: first_state(service, flags),
             last_seen: now,
             worker: outcome.worker,
             template,
@@ -420,11 +379,86 @@ impl Model {
             parked: false,
             drained: false,
             gone: [false; 2],
+        });
+    }
+
+    /// Who may get a connection of `service` whose client is remembered at the server `named`.
+    fn prospect(&self, service: usize, named: Option<ServerId>) -> Prospect {
+        let eligible: Vec<_> = self.setup.eligible(service).collect();
+        let taking = |id: &ServerId| self.setup.has(*id) && eligible.contains(&(id.slot as usize));
+        let theirs = named.filter(taking).map(|id| id.slot as usize);
+        let room = theirs.filter(|&slot| {
+            let (_, count, _) = self.place(slot);
+            self.setup.slots[slot].max.is_none_or(|max| count < max.into())
+        });
+        let places = eligible.iter().map(|&slot| self.place(slot)).collect();
+        Prospect { eligible, places, theirs, room, was_named: named.is_some() }
+    }
+
+    /// No connection was opened, and that is right.
+    fn not_opened(
+        &mut self,
+        service: usize,
+        prospect: &Prospect,
+        reason: DropReason,
+        now: Instant,
+        outcome: &Outcome,
+    ) {
+        let here = |flow: &&Flow| flow.worker == outcome.worker;
+        if reason == DropReason::NoServer {
+            assert_eq!(prospect.room, None, "the client's own server has a place");
+            // A scheduler that maps clients to servers has no other for those of a full one.
+            let maps = self.setup.schedulers[service].maps();
+            let places = &prospect.places;
+            assert!(maps || places.iter().all(|(.., takes)| *takes != Takes::Yes), "{places:?}");
+            // The ICMP error, while the rate limit lasts.
+            return assert!(outcome.emitted <= 1);
+        }
+        for &(slot, count, _) in &prospect.places {
+            self.policy.may_have_left(&self.setup, self.setup.id(slot), count);
+        }
+        if reason == DropReason::TableFull {
+            assert!(self.flows.iter().filter(here).all(|flow| flow.makes_room(now).is_none()));
+            return assert_eq!(self.flows.iter().filter(here).count(), CAPACITY);
+        }
+        assert_eq!((reason, mode(service)), (DropReason::NoLocalPort, Mode::Fullnat), "{outcome:?}");
+        let ports = LOCAL_PORTS.filter(|port| usize::from(*port) % self.workers == outcome.worker).count();
+        let exhausted = |&slot: &usize| {
+            let address = lab::server_address(slot);
+            let towards = |flow: &&Flow| lab::server_address(flow.server.slot as usize) == address;
+            let stays = |flow: &&Flow| flow.gives_port(now).is_none();
+            self.flows.iter().filter(towards).filter(here).filter(stays).count() == ports
         };
-        if mode == Mode::Fullnat {
+        assert!(prospect.eligible.iter().any(exhausted), "a port is free");
+    }
+
+    /// The server in `slot` got a connection of `client`, and that is right. Returns whether that is remembered.
+    fn picked(&mut self, service: usize, slot: usize, prospect: &Prospect, now: Instant, client: V4) -> bool {
+        let eligible = &prospect.eligible;
+        assert!(eligible.contains(&slot), "{slot} got a connection, {eligible:?} may");
+        let &(_, before, takes) = prospect.places.iter().find(|(other, ..)| *other == slot).unwrap();
+        match prospect.room {
+            Some(theirs) => assert_eq!(slot, theirs, "the client was remembered there"),
+            None => assert_ne!(takes, Takes::No, "{slot} is full"),
+        }
+        self.policy.entered(&self.setup, self.setup.id(slot), before);
+        let template =
+            lab::persistence(service).is_some() && prospect.theirs.is_none_or(|theirs| theirs == slot);
+        if template {
+            self.policy.opened(service, client, prospect.was_named, now);
+        } else {
+            self.policy.tried(service, client, now);
+        }
+        template
+    }
+
+    /// A new `flow` takes its place, and a local port.
+    fn enter(&mut self, flow: Flow) {
+        let (state, now) = (flow.state, flow.last_seen);
+        if mode(flow.service) == Mode::Fullnat {
             self.gave_its_port(&flow, now);
         }
-        self.made_room(outcome.worker, now);
+        self.made_room(flow.worker, now);
         self.flows.push(Flow { state: State::None, ..flow });
         let place = self.flows.len() - 1;
         self.refused(place, state, now);
@@ -754,6 +788,15 @@ fn destination(service: usize, outcome: &Outcome) -> (usize, Option<Endpoint<V4>
     assert_eq!(tuple.dst, dst);
     assert_eq!(outer, (mode == Mode::Tun).then_some(server.address));
     (slot, (mode == Mode::Fullnat).then_some(tuple.src))
+}
+
+/// The state a first packet with `flags` leads to.
+fn first_state(service: usize, flags: u8) -> State {
+    let view = if mode(service).sees_replies() { View::Input } else { View::InputOnly };
+    match SERVICES[service].0 {
+        Protocol::Tcp => State::None.next(view, flags),
+        Protocol::Udp => State::Udp,
+    }
 }
 
 fn mode(service: usize) -> Mode {
