@@ -2,24 +2,23 @@
 
 use shunt_engine::{Emit, Frame, Instant, Origin};
 
-use crate::choose::{Choice, choose};
 use crate::classify::{Fragmentation, Meta, Packet, Role};
-use crate::conn::{Conn, ConnFlags, ConnId, Deltas, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
+use crate::conn::{Conn, ConnFlags, ConnId, Direction, Hand, Hash, Hit, State, Table, Ticks, View};
 use crate::counters::{Event, ServerField, WorkerCounters};
 use crate::drain::Sweep;
+use crate::end::let_go;
 use crate::home::Home;
 use crate::icmp::{Quoted, Tunnelled};
 use crate::ip::Ip;
 use crate::laddr::LocalPorts;
-use crate::persist::{Held, Template};
+use crate::persist::Held;
 use crate::pipeline::Config;
-use crate::scheduler::Pools;
 use crate::server::{Mode, Server};
-use crate::service::{OutOfState, ServerGone, Service};
+use crate::service::{OutOfState, ServerGone};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::transmit;
-use crate::tuple::{Address, Endpoint, Protocol, Tuple};
+use crate::tuple::{Address, Protocol, Tuple};
 use crate::verdict::{Decision, DropReason};
 use crate::wire::tcp::flags;
 
@@ -83,15 +82,6 @@ impl Search {
     }
 }
 
-/// What a tick did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tick {
-    /// Connections that went or were reset.
-    pub removed: usize,
-    /// When the next tick is due.
-    pub next: Option<Instant>,
-}
-
 /// One worker's connections of one IP version.
 #[derive(Debug)]
 pub struct Flows<A: Address> {
@@ -100,13 +90,10 @@ pub struct Flows<A: Address> {
     pub(crate) hand: Hand,
     pub(crate) sweep: Sweep,
     pub(crate) held: Held,
-    next_expiry: Ticks,
+    pub(crate) next_expiry: Ticks,
 }
 
 impl<A: Ip> Flows<A> {
-    /// Records looked at per tick for expiry.
-    const EXPIRE_BUDGET: usize = 256;
-
     pub(crate) fn new(config: Config, home: &Home) -> std::io::Result<Self> {
         Ok(Self {
             table: Table::new(config.max_connections as usize, config.secret)?,
@@ -322,113 +309,9 @@ impl<A: Ip> Flows<A> {
         Decision::Drop(reason)
     }
 
-    fn open(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        service: &Service,
-        packet: &Packet<A>,
-        frame: &mut Frame,
-    ) -> Decision {
-        if !may_be_client(packet.tuple.src.address, cx.snapshot) {
-            return Decision::Drop(DropReason::BadSource);
-        }
-        let Some(choice) = choose(cx, service, &packet.tuple) else {
-            transmit::unreachable::<A>(cx, &packet.meta, frame);
-            return Decision::Drop(DropReason::NoServer);
-        };
-        let server = choice.server;
-        let opened = match self.new_conn(cx, service, server, packet) {
-            Ok(mut conn) if service.one_packet && packet.meta.fragment == Fragmentation::Whole => {
-                return alone(cx, &mut conn, service, choice, &packet.meta, frame);
-            }
-            Ok(mut conn) => {
-                conn.flags.set(ConnFlags::TEMPLATE, choice.template.is_some());
-                self.insert(cx, conn)
-            }
-            Err(reason) => Err(reason),
-        };
-        let id = match opened {
-            Ok(id) => id,
-            Err(reason) => {
-                choice.give_back(cx);
-                return Decision::Drop(reason);
-            }
-        };
-        if let Some(template) = choice.template {
-            self.held.hold(id, template);
-        }
-        cx.counters.tenant(server.id);
-        cx.counters.event(Event::ConnectionsOpened);
-        cx.counters.server_add(server.id, ServerField::Connections, 1);
-        let active = self.table.get(id).flags.has(ConnFlags::ACTIVE);
-        cx.counters.server_add(server.id, load_fields(active).0, 1);
-        cx.shared.schedulers.opened(server.id, active);
-        self.foresee(cx, service, &packet.tuple);
-        self.pass(cx, Hit { id, direction: Direction::Request }, server, &packet.meta, frame)
-    }
-
-    /// Fetches the bucket where the reply of the service's next connection is going to be, for its local port is chosen
-    /// too late for that. A guess: another service, or worker, may come first.
-    #[inline]
-    fn foresee(&mut self, cx: &mut Context<'_, '_>, service: &Service, tuple: &Tuple<A>) {
-        let pool = cx.snapshot.pools(service.id).map(Pools::of::<A>);
-        let next = pool.and_then(|pool| cx.shared.schedulers.favourite::<A>(service.id, pool));
-        if let Some(server) = next.and_then(|id| cx.snapshot.server(id))
-            && server.mode == Mode::Fullnat
-            && let Some(src) = target(server, tuple)
-            && let Some(dst) = self.local_ports.peek(&service.locals, src, tuple.protocol)
-        {
-            self.table.prefetch_bucket(self.table.hash(&Tuple { src, dst, protocol: tuple.protocol }));
-        }
-    }
-
-    fn new_conn(
-        &mut self,
-        cx: &mut Context<'_, '_>,
-        service: &Service,
-        server: &Server,
-        packet: &Packet<A>,
-    ) -> Result<Conn<A>, DropReason> {
-        let tuple = &packet.tuple;
-        let target = target(server, tuple).ok_or(DropReason::NoServer)?;
-        let peer = match server.mode {
-            Mode::Fullnat => self.local_port(cx, service, target, tuple.protocol)?,
-            Mode::Nat | Mode::Dr | Mode::Tun => tuple.src,
-        };
-        let state = match tuple.protocol {
-            // With one_packet a datagram in pieces has a record, so that they stay together; it ends soon after.
-            Protocol::Udp if !service.one_packet => State::Udp,
-            // A SYN leads here at once, so that the wheel and the server's load see one state only.
-            Protocol::Tcp if packet.opens() => {
-                State::None.next(view(server.mode, Direction::Request), packet.meta.tcp_flags)
-            }
-            Protocol::Udp | Protocol::Tcp => State::None,
-        };
-        let mut flags = ConnFlags::default();
-        flags.set(ConnFlags::ACTIVE, state.is_active());
-        Ok(Conn {
-            client: tuple.src,
-            vip: tuple.dst,
-            server: target,
-            peer,
-            server_id: server.id,
-            last_seen: cx.ticks,
-            timeout: service.timeouts.ticks(state),
-            generation: 0,
-            client_hop: Conn::<A>::NO_HOP,
-            server_hop: Conn::<A>::NO_HOP,
-            client_mac: [0; 6],
-            state: state as u8,
-            mode: server.mode as u8,
-            protocol: tuple.protocol.number(),
-            flags,
-            deltas: Deltas::default(),
-        })
-    }
-
     /// A packet of a live connection: moves its state and clock on, counts it, sends it.
     #[inline]
-    fn pass(
+    pub(crate) fn pass(
         &mut self,
         cx: &mut Context<'_, '_>,
         hit: Hit,
@@ -550,96 +433,6 @@ impl<A: Ip> Flows<A> {
         }
         decision
     }
-
-    /// Removes a connection and its share of the server's load.
-    pub(crate) fn close(&mut self, cx: &mut Context<'_, '_>, id: ConnId) {
-        let conn = self.table.remove(id);
-        let template = self.held.template(id, &conn);
-        forget(&conn, template, cx.ticks, cx.snapshot, cx.counters, cx.shared);
-    }
-
-    /// Removes idle connections and resets drained ones, a bounded number of each.
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_, '_>) -> Tick {
-        let mut removed = 0;
-        if self.next_expiry <= cx.ticks {
-            let (held, now) = (&self.held, cx.ticks);
-            let done = self.table.expire(now, Self::EXPIRE_BUDGET, |id, conn| {
-                cx.counters.event(Event::ConnectionsExpired);
-                forget(conn, held.template(id, conn), now, cx.snapshot, cx.counters, cx.shared);
-            });
-            removed = done.removed;
-            if done.visited < Self::EXPIRE_BUDGET {
-                self.next_expiry = Ticks(cx.ticks.0 + 1);
-            }
-        }
-        let ended = self.drain(cx);
-        let expiry = Instant::from_nanos(u64::from(self.next_expiry.0) << Ticks::SHIFT);
-        let expiry = (!self.table.is_empty()).then_some(expiry.max(cx.now));
-        let next = [expiry, ended.next].into_iter().flatten().min();
-        Tick { removed: removed + ended.removed, next }
-    }
-}
-
-/// Takes a connection that went off its server's load, and lets its `template` go.
-fn forget<A: Ip>(
-    conn: &Conn<A>,
-    template: Option<Template>,
-    now: Ticks,
-    snapshot: &Snapshot,
-    counters: &mut WorkerCounters,
-    shared: &mut Shared,
-) {
-    if conn.moved_to().is_none() {
-        let active = conn.flags.has(ConnFlags::ACTIVE);
-        let (counted, _) = load_fields(active);
-        counters.server_sub(conn.server_id, counted, 1);
-        shared.schedulers.closed(conn.server_id, active);
-        shared.doors.leave(conn.server_id, &mut shared.schedulers);
-        if let Some(template) = template {
-            let established =
-                conn.protocol() == Protocol::Udp || !State::from_number(conn.state).is_half_open();
-            let_go(conn, template, established, now, snapshot, shared);
-        }
-    }
-}
-
-/// Lets the `template` of a connection go, which was `established` or never got beyond the handshake.
-fn let_go<A: Ip>(
-    conn: &Conn<A>,
-    template: Template,
-    established: bool,
-    now: Ticks,
-    snapshot: &Snapshot,
-    shared: &Shared,
-) {
-    let service = snapshot.server(conn.server_id).and_then(|server| snapshot.service(server.service));
-    let persistence = service.and_then(|service| service.persistence.as_ref());
-    shared.agreed.templates.release(template, established, persistence, now);
-}
-
-/// Sends a datagram that is scheduled alone. Its `conn` lives no longer than this, and takes no place at its server.
-fn alone<A: Ip>(
-    cx: &mut Context<'_, '_>,
-    conn: &mut Conn<A>,
-    service: &Service,
-    choice: Choice<'_>,
-    meta: &Meta,
-    frame: &mut Frame,
-) -> Decision {
-    if let Some(template) = choice.template {
-        cx.shared.agreed.templates.release(template, true, service.persistence.as_ref(), cx.ticks);
-    }
-    cx.shared.doors.leave(choice.server.id, &mut cx.shared.schedulers);
-    cx.counters.tenant(choice.server.id);
-    cx.counters.event(Event::DatagramsScheduled);
-    cx.counters.server_packet(choice.server.id, true, meta.l3_len().into());
-    transmit::request(cx, conn, choice.server, meta, frame)
-}
-
-/// Where at `server` a connection of `tuple` goes.
-fn target<A: Ip>(server: &Server, tuple: &Tuple<A>) -> Option<Endpoint<A>> {
-    let address = A::from_ip(server.address)?;
-    Some(Endpoint::new(address, server.port.unwrap_or(tuple.dst.port)))
 }
 
 /// Whether a connection leaves its server with this packet: UDP flows leave one that is found dead. A TCP connection
@@ -649,18 +442,12 @@ fn leaves<A: Ip>(conn: &Conn<A>, direction: Direction, server: &Server) -> bool 
 }
 
 /// Where a connection is counted, and where it is not.
-const fn load_fields(active: bool) -> (ServerField, ServerField) {
+pub(crate) const fn load_fields(active: bool) -> (ServerField, ServerField) {
     if active {
         (ServerField::Active, ServerField::Inactive)
     } else {
         (ServerField::Inactive, ServerField::Active)
     }
-}
-
-/// Whether an address may be a client's. Linux drops the others as martians; here answers to them would go in circles.
-fn may_be_client<A: Ip>(address: A, snapshot: &Snapshot) -> bool {
-    let ip = address.to_ip();
-    address.is_host() && !snapshot.index().is_vip(ip) && !snapshot.locals().has_address(ip)
 }
 
 /// Whether a first SYN on this connection's tuple is a new connection (LVS: conn_reuse_mode, without its delay).
@@ -683,7 +470,7 @@ fn may_be_replaced<A: Ip>(conn: &Conn<A>, server: &Server, now: Ticks) -> bool {
 }
 
 /// Which side of the state tables a packet is looked up in.
-const fn view(mode: Mode, direction: Direction) -> View {
+pub(crate) const fn view(mode: Mode, direction: Direction) -> View {
     match direction {
         Direction::Reply => View::Output,
         Direction::Request if mode.sees_replies() => View::Input,
