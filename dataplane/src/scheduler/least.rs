@@ -102,8 +102,9 @@ impl Tournaments {
     /// For `pools` pools at a time, which have up to `servers_max` servers together.
     pub(super) fn new(pools: usize, servers_max: usize) -> Self {
         let none = Tournament { pool: 0, kind: SchedulerKind::Lc, first: 0, players: 0 };
-        // Twice what all need together: as much may be lost to pools that have grown.
-        let nodes = 2 * 2 * KNOCK_OUTS_MAX * servers_max;
+        // What all need together if each holds two knock-outs, else twice as much: some is lost to pools that have grown,
+        // until all begin anew.
+        let nodes = 2 * KNOCK_OUTS_MAX * servers_max;
         Self { running: vec![none; pools].into(), nodes: vec![NOBODY; nodes].into(), used: 0 }
     }
 
