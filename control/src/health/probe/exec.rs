@@ -95,10 +95,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 impl Exec {
     pub(super) async fn ask(&self, target: Target) -> Result<Option<u16>, Failure> {
-        let turn = self
-            .running
-            .enter(target)
-            .ok_or_else(|| Failure::CannotAsk("the program was killed and has not ended".to_owned()))?;
+        let turn = self.running.enter(target);
+        let turn = turn.ok_or_else(|| Failure::CannotAsk("its program still runs".to_owned()))?;
         let (output, pipe) = io::pipe().map_err(Failure::local)?;
         let mut output = Receiver::from_owned_fd(output.into()).map_err(Failure::local)?;
         let mut run = Run::start(self.command(target, pipe).map_err(Failure::local)?, turn)?;
