@@ -11,8 +11,9 @@ use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_engine::PortId;
 use shunt_engine::steer::Prefix;
 
-use crate::config::{self, AddressPorts, Config, ServerPort};
+use crate::config::{self, AddressPorts, Config, OnDown, ServerPort};
 use crate::drain;
+use crate::health::Standing;
 use crate::kernel::{Address, Kernel, Route, Way};
 use crate::state::{HopKey, Numbers, NumbersError};
 
@@ -65,9 +66,10 @@ pub fn compile(
         if !changed.contains(&id) && builder.keep(id) {
             continue;
         }
-        let (leaving, staying) = servers(service, numbers);
+        let Servers { staying, leaving, absent } = servers(service, numbers);
         let locals: Vec<_> = service.local_leaving.iter().map(|leaving| local(&leaving.local)).collect();
-        builder.service(self::service(service, numbers), staying).leaving(id, leaving, &locals);
+        let service = self::service(service, numbers);
+        builder.service(service, staying).leaving(id, leaving, &locals).absent(id, absent);
     }
     Ok(builder.build())
 }
@@ -210,26 +212,61 @@ impl View<'_> {
     }
 }
 
-/// The servers of a service: those that a reload has left out and that still drain, and those it has.
-fn servers(typed: &config::Service, numbers: &Numbers) -> (Vec<Server>, Vec<Server>) {
-    let server = |server: &config::Server| Server {
-        id: numbers.server(&typed.name, server).expect("every server was given a number"),
-        service: number_of(typed, numbers),
-        address: server.address,
-        port: match server.port {
+/// The servers of a service.
+#[derive(Default)]
+struct Servers {
+    /// Those that new connections may go to.
+    staying: Vec<Server>,
+    /// Those that keep the connections they have: a reload has left them out and they still drain, or their checks say so.
+    leaving: Vec<Server>,
+    /// Those that are dead and keep nothing.
+    absent: Vec<Server>,
+}
+
+fn servers(typed: &config::Service, numbers: &Numbers) -> Servers {
+    let mut servers = Servers::default();
+    for server in &typed.servers {
+        let left_out = server.draining.is_some_and(|draining| draining.left_out);
+        let place = match (server.standing, server.health.on_down) {
+            _ if left_out => &mut servers.leaving,
+            (Standing::Whole | Standing::Weighing(_), _) | (Standing::Out(_), OnDown::Inhibit) => {
+                &mut servers.staying
+            }
+            (Standing::Out(_), OnDown::Remove) if server.drain.is_none() => &mut servers.absent,
+            (Standing::Aside, _) | (Standing::Out(_), OnDown::Remove) => &mut servers.leaving,
+        };
+        place.push(self::server(typed, server, numbers));
+    }
+    servers
+}
+
+fn server(service: &config::Service, typed: &config::Server, numbers: &Numbers) -> Server {
+    Server {
+        id: numbers.server(&service.name, typed).expect("every server was given a number"),
+        service: number_of(service, numbers),
+        address: typed.address,
+        port: match typed.port {
             ServerPort::Same => None,
             ServerPort::Mapped(port) => Some(port),
         },
-        mode: server.mode,
-        weight: server.weight,
-        drain_at: drain::deadline(server),
-        down: false,
-        thresholds: server.thresholds,
+        mode: typed.mode,
+        weight: match typed.standing {
+            Standing::Whole => typed.weight,
+            // One that drains does whatever its checks say.
+            Standing::Weighing(weight) => {
+                if typed.weight == 0 {
+                    0
+                } else {
+                    weight
+                }
+            }
+            Standing::Aside | Standing::Out(_) => 0,
+        },
+        drain_at: drain::deadline(typed),
+        down: matches!(typed.standing, Standing::Out(_)),
+        thresholds: typed.thresholds,
         hop: None,
-    };
-    let left_out = |server: &&config::Server| server.draining.is_some_and(|draining| draining.left_out);
-    let (leaving, staying): (Vec<_>, Vec<_>) = typed.servers.iter().partition(left_out);
-    (leaving.into_iter().map(server).collect(), staying.into_iter().map(server).collect())
+    }
 }
 
 fn number_of(service: &config::Service, numbers: &Numbers) -> ServiceId {

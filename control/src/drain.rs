@@ -19,6 +19,7 @@ use shunt_dataplane::tuple::Protocol;
 use shunt_engine::{Duration, Instant};
 
 use crate::config::{AddressPorts, Config, Listen, Server, Service};
+use crate::health::Standing;
 use crate::state::server_key;
 
 /// A server that takes no new connections.
@@ -43,9 +44,14 @@ pub struct LeavingLocal {
 /// once, for a RST may be lost, and hold a record for LVS's 10 seconds of CLOSE.
 pub const AFTERWARDS: Duration = Duration::from_secs(15);
 
-/// When the connections of `server` are reset, if it drains and has a deadline.
+/// When the connections of `server` are reset, if it drains and has a deadline. One that its checks found dead drains.
 pub fn deadline(server: &Server) -> Option<Instant> {
-    Some(server.draining?.since + server.drain?)
+    let since = match (server.draining, server.standing) {
+        (Some(draining), _) => draining.since,
+        (None, Standing::Out(since)) => since,
+        (None, Standing::Whole | Standing::Weighing(_) | Standing::Aside) => return None,
+    };
+    Some(since + server.drain?)
 }
 
 /// Notes in `config` which of its servers drain at `now`, and since when, given what was in force `before`. Servers,

@@ -4,8 +4,8 @@
 //! numbers of what stays; [`kernel`] is the machine's network as [`netlink`] shows it; [`compile`] makes of all three
 //! the snapshot that workers read; `reload` puts it in force. Around it [`capabilities`], [`guard`],
 //! [`addresses`], [`announce`], [`neighbours`] and [`offloads`] change the outside world, [`devices`] opens ports,
-//! [`rss`] says by which of them flows find their workers, [`health`] asks servers whether they are well, [`supervisor`] owns everything, [`admin`] answers questions
-//! and [`cli`] asks them.
+//! [`rss`] says by which of them flows find their workers, [`health`] asks servers whether they are well, [`events`]
+//! tells of every change, [`supervisor`] owns everything, [`admin`] answers questions and [`cli`] asks them.
 #![forbid(unsafe_code)]
 
 #[cfg(not(panic = "unwind"))]
@@ -20,6 +20,7 @@ pub mod compile;
 pub mod config;
 pub mod devices;
 pub mod drain;
+pub mod events;
 pub mod guard;
 mod handoff;
 pub mod health;

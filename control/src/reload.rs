@@ -38,6 +38,7 @@ impl Daemon {
         }
         let ports = addresses::kernel_ports();
         drain::carry_over(Some(&self.config), &mut config, Clock::System.now());
+        self.health.watch().carry_over(&mut config, Clock::System.now());
         let conflicts = addresses::conflicts(&config, &self.kernel, self.ledger.ours(), &ports);
         if !conflicts.is_empty() {
             return Err(conflicts.join("\n"));
@@ -49,9 +50,28 @@ impl Daemon {
         self.widen(&rules).await?;
         self.numbers = numbers;
         self.config = config;
+        self.health.alter(|watch, now| watch.configure(&self.config, now));
         let mut warnings: Vec<String> = loaded.warnings.lines().map(str::to_owned).collect();
         let generation = self.replace(snapshot, rules, &mut warnings).await;
         Ok(Reloaded { generation, warnings: warnings.join("\n") })
+    }
+
+    /// Puts in force what the checks of servers have found.
+    pub(crate) fn standings_changed(&mut self) {
+        let mut config = self.config.clone();
+        if !self.health.watch().apply(&mut config) {
+            return;
+        }
+        let mut numbers = self.numbers.clone();
+        match compile(&config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current()) {
+            Ok(snapshot) => {
+                self.numbers = numbers;
+                self.config = config;
+                self.publisher.publish(snapshot);
+                self.workers.wakers().wake_all();
+            }
+            Err(error) => tracing::error!("servers stay as they were: {error}"),
+        }
     }
 
     /// Lets go what was left out by a reload and has drained.

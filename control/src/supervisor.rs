@@ -36,7 +36,9 @@ use crate::compile::{OpenPort, compile, stations};
 use crate::config::{Config, ConfigError};
 use crate::devices;
 use crate::drain;
+use crate::events::{self, Happened};
 use crate::guard::{self, GuardError};
+use crate::health::driver::Driver;
 use crate::kernel::Kernel;
 use crate::neighbours;
 use crate::netlink::{Events, Netlink, NetlinkError, Ruleset, Tables};
@@ -134,6 +136,8 @@ pub struct Daemon {
     /// What each port makes of the homes of flows.
     pub(crate) rss: Vec<RssMatch>,
     pub(crate) recent: Recent,
+    pub(crate) health: Driver,
+    pub(crate) events: events::Events,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -165,6 +169,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
         Ok(()) => {
             let (asks, asked) = mpsc::channel(server::ASKS_MAX);
             tokio::spawn(server::serve(listener, asks));
+            daemon.check_servers();
             tracing::info!(file = %file.display(), "running");
             daemon.live(&mut signals, changes, losses, asked).await
         }
@@ -225,6 +230,8 @@ impl Daemon {
     /// Opens ports and starts workers. Nothing outside has changed when it fails.
     async fn open(file: &Path, mut config: Config) -> Result<Self, RunError> {
         drain::carry_over(None, &mut config, Clock::System.now());
+        let health = Driver::new(random()?);
+        health.watch().carry_over(&mut config, Clock::System.now());
         let netlink = Netlink::open()?;
         let kernel = netlink.read().await?;
         let mut ledger = Ledger::open(&config.api.socket)?;
@@ -284,6 +291,8 @@ impl Daemon {
             workers_started,
             rss,
             recent: Recent::default(),
+            health,
+            events: events::Events::default(),
         })
     }
 
@@ -303,6 +312,13 @@ impl Daemon {
         Ok(())
     }
 
+    /// Begins to check servers.
+    fn check_servers(&self) {
+        self.health.alter(|watch, now| watch.configure(&self.config, now));
+        let events = self.events.clone();
+        tokio::spawn(self.health.clone().run(move |notice| events.tell(notice.into())));
+    }
+
     /// Brings [`Self::rules`] to every port.
     pub(crate) fn steer(&mut self) -> Result<(), PortError> {
         self.devices.iter_mut().try_for_each(|device| device.steer(&self.rules))
@@ -317,6 +333,7 @@ impl Daemon {
     ) -> Result<(), RunError> {
         let mut probe = tokio::time::interval(neighbours::PROBE_INTERVAL);
         let mut note = tokio::time::interval(recent::EVERY);
+        let mut standings = self.health.changes();
         for interval in [&mut probe, &mut note] {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
@@ -324,6 +341,7 @@ impl Daemon {
             tokio::select! {
                 Some(tables) = changes.recv() => self.kernel_changed(tables).await,
                 Some(()) = losses.recv() => self.guard_again().await,
+                Some(()) = standings.recv() => self.standings_changed(),
                 Some(ask) = asked.recv() => self.answer(ask).await,
                 _ = signals.hangup.recv() => drop(self.reload_and_log().await),
                 _ = signals.terminate.recv() => return Ok(()),
@@ -348,10 +366,10 @@ impl Daemon {
     /// A reload, whoever asked for it: the log tells what was in force when.
     async fn reload_and_log(&mut self) -> Result<Reloaded, String> {
         let reloaded = self.reload().await;
-        match &reloaded {
-            Ok(reloaded) => tracing::info!(generation = reloaded.generation, "reloaded"),
-            Err(error) => tracing::error!("not reloaded, nothing has changed:\n{error}"),
-        }
+        self.events.tell(match &reloaded {
+            Ok(reloaded) => Happened::Configuration { generation: reloaded.generation },
+            Err(error) => Happened::Refused { error: error.clone() },
+        });
         reloaded
     }
 
@@ -468,17 +486,20 @@ fn open_punt(devices: &[Box<dyn Port>]) -> Result<Option<Punt>, RunError> {
     }
 }
 
+fn random() -> Result<u64, RunError> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| resources("get random bytes")(errno.into()))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 fn pipelines(
     config: &Config,
     readers: Vec<publish::Reader<Snapshot>>,
     spread: Option<Arc<Spread>>,
     seats: &[Option<usize>],
 ) -> Result<(Vec<Pipeline>, Agreed), RunError> {
-    let mut secret = [0; 16];
-    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| resources("get random bytes")(errno.into()))?;
-    let secret = u128::from_ne_bytes(secret);
-    let secret = [(secret >> 64) as u64, secret as u64];
+    let secret = [random()?, random()?];
     let engine = &config.engine;
     let agreed = Agreed { spread, ..Agreed::new(engine.max_templates, SERVERS_MAX as u32, secret) };
     let pipeline = |((number, reader), &core): ((u16, publish::Reader<Snapshot>), &Option<usize>)| {

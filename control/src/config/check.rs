@@ -33,8 +33,14 @@ pub struct Asks {
     pub port: Option<u16>,
 }
 
+impl Asks {
+    /// Whether it cannot ask without knowing a port.
+    pub(super) fn needs_port(&self) -> bool {
+        self.port.is_none() && self.probe.needs_port()
+    }
+}
+
 /// What a check asks, called `key` in messages (`service "web": check`). `None` when that cannot be told, which is noted.
-#[allow(dead_code, reason = "services will have them")]
 pub(super) fn asks(key: &str, spanned: &Spanned<raw::Check>, diagnostics: &mut Diagnostics) -> Option<Asks> {
     let typed = spanned.as_ref();
     let Some(named) = &typed.kind else {

@@ -3,6 +3,7 @@
 
 mod check;
 mod diagnostic;
+mod health;
 mod http_check;
 mod listen;
 mod one_packet;
@@ -35,13 +36,19 @@ use shunt_dataplane::tuple::Protocol;
 use shunt_engine::Duration;
 
 use crate::drain::{Draining, LeavingLocal};
+use crate::health::Standing;
+use crate::health::check::Rhythm;
+use crate::health::service::Policy;
 
 pub use check::Asks;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use health::called_port;
 pub use listen::Listen;
 pub use scheduler::describe as describe_scheduler;
 pub use sources::{FILES_MAX, Source, Sources};
-pub use words::{CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Word, XdpMode};
+pub use words::{
+    CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Initial, OnDown, Word, XdpMode,
+};
 
 /// What a configuration file means. Nothing is optional any more.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,8 +149,10 @@ pub struct Service {
     pub persistence: Option<Persistence>,
     /// Whether every datagram is scheduled alone.
     pub one_packet: bool,
-    /// Servers in the file's order.
+    /// Servers in the file's order, the sorry server at the end.
     pub servers: Vec<Server>,
+    /// What follows from the health of servers.
+    pub policy: Policy,
     /// Local addresses that no new connection gets. No file names them: the daemon does ([`crate::drain`]).
     pub local_leaving: Vec<LeavingLocal>,
     /// Whether no file names the service any more, and it is there for the connections that it has.
@@ -210,6 +219,34 @@ pub struct Server {
     pub draining: Option<Draining>,
     /// How many connections it may have; `None`: any number.
     pub thresholds: Option<Thresholds>,
+    /// How it is checked.
+    pub health: ServerHealth,
+    /// Whether it takes connections only while there are not enough other servers.
+    pub sorry: bool,
+    /// Whether it takes connections. No file says so: its checks do ([`crate::health`]).
+    pub standing: Standing,
+}
+
+/// How a server is checked, and what follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerHealth {
+    /// All of them must pass; a server without any is always up.
+    pub checks: Arc<[Check]>,
+    /// What it is before its first verdict.
+    pub initial: Initial,
+    /// What becomes of it when it is down.
+    pub on_down: OnDown,
+    /// How long it takes to get its whole weight when it comes up; `None`: no time.
+    pub slow_start: Option<Duration>,
+}
+
+/// One check of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What it asks.
+    pub asks: Asks,
+    /// How often.
+    pub rhythm: Rhythm,
 }
 
 /// Which port of a server packets go to.

@@ -150,11 +150,19 @@ pub(super) struct Service {
     pub(super) persistence_mask_ipv4: Typed<Number>,
     pub(super) persistence_mask_ipv6: Typed<Number>,
     pub(super) one_packet: Typed<bool>,
+    pub(super) initial: Typed<String>,
+    pub(super) on_down: Typed<String>,
+    pub(super) slow_start: Typed<String>,
+    pub(super) quorum: Typed<Number>,
+    pub(super) quorum_hysteresis: Typed<Number>,
+    pub(super) panic_threshold: Typed<Number>,
     pub(super) timeouts: Timeouts,
+    pub(super) check: Typed<Vec<Spanned<Check>>>,
     pub(super) server: Vec<Spanned<Server>>,
+    pub(super) sorry_server: Option<Spanned<Server>>,
 }
 
-/// `[[service.server]]`
+/// `[[service.server]]` and `[service.sorry_server]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Server {
@@ -165,15 +173,24 @@ pub(super) struct Server {
     pub(super) max_connections: Typed<Number>,
     pub(super) resume_connections: Typed<Number>,
     pub(super) mode: Typed<String>,
+    pub(super) initial: Typed<String>,
+    pub(super) on_down: Typed<String>,
+    pub(super) slow_start: Typed<String>,
+    pub(super) check: Typed<Vec<Spanned<Check>>>,
 }
 
-/// `[[service.check]]` and `[[service.server.check]]`: the keys of every kind. Which of them a kind knows is
-/// [`super::check`]'s.
+/// `[[service.check]]` and `[[service.server.check]]`: how often is asked, and the keys of every kind. Which of them a
+/// kind knows is [`super::check`]'s.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(dead_code, reason = "services will have them")]
 pub(super) struct Check {
     pub(super) kind: Typed<String>,
+    pub(super) interval: Typed<String>,
+    pub(super) fast_interval: Typed<String>,
+    pub(super) jitter: Typed<String>,
+    pub(super) timeout: Typed<String>,
+    pub(super) rise: Typed<Number>,
+    pub(super) fall: Typed<Number>,
     pub(super) port: Typed<Number>,
     // udp
     pub(super) send: Typed<String>,

@@ -11,6 +11,7 @@ use shunt_engine::Duration;
 use toml::Spanned;
 
 use super::diagnostic::{Diagnostics, shift};
+use super::health;
 use super::listen::{self, Listen};
 use super::one_packet::one_packet;
 use super::parse;
@@ -20,7 +21,8 @@ use super::resolve::{duration, integer, word};
 use super::scheduler::{check_slots, scheduler};
 use super::thresholds::thresholds;
 use super::words::Word;
-use super::{AddressPorts, Server, ServerPort, Service};
+use super::{AddressPorts, Server, ServerHealth, ServerPort, Service};
+use crate::health::Standing;
 
 /// A service with the places of its parts, in the order of the parts.
 pub(super) struct Placed {
@@ -62,11 +64,15 @@ pub(super) fn service(
     let (listen, listen_places): (Vec<_>, Vec<_>) =
         listen::listens(&name, spanned, diagnostics).into_iter().unzip();
     let drain = duration(&key("drain"), &typed.drain, diagnostics);
-    let servers: Vec<_> = typed
+    let health = health::defaults(&format!("service {name:?}"), typed, diagnostics);
+    let defaults = Defaults { mode, drain, health: &health, listen: &listen };
+    let mut servers: Vec<_> = typed
         .server
         .iter()
-        .filter_map(|server| resolve_server(&name, server, mode, drain, &listen, diagnostics))
+        .filter_map(|server| resolve_server(&name, server, false, &defaults, diagnostics))
         .collect();
+    let sorry = typed.sorry_server.iter();
+    servers.extend(sorry.filter_map(|server| resolve_server(&name, server, true, &defaults, diagnostics)));
     // What depends on the modes is told when they are known.
     let modes_known = known(&typed.mode) && typed.server.iter().all(|server| known(&server.as_ref().mode));
     let one_packet = one_packet(&name, typed, protocol, &servers, modes_known, diagnostics);
@@ -89,6 +95,7 @@ pub(super) fn service(
     let replies_seen = servers.iter().map(|server| server.mode).chain([mode]).all(Mode::sees_replies);
     let scheduler = scheduler(&name, typed, diagnostics);
     check_slots(&name, typed, &scheduler, &servers, diagnostics);
+    health::check_ports(&name, &listen, &servers, &server_places, diagnostics);
     // Where nothing but the addresses says which server it is, a packet after a restart still finds the one it was for.
     let default = match replies_seen {
         true => OutOfState::Reset,
@@ -108,6 +115,7 @@ pub(super) fn service(
         timeouts: super::timeouts::timeouts(&key("timeouts"), &typed.timeouts, *timeouts, diagnostics),
         persistence: persistence(&name, typed, diagnostics),
         one_packet,
+        policy: health::policy(&format!("service {name:?}"), typed, &servers, diagnostics),
         servers,
         local_leaving: Vec::new(),
         left_out: false,
@@ -323,19 +331,31 @@ fn check_locals_are_used(
 /// Ports of local addresses unless said otherwise: all but the well-known ones.
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 1025..=65535;
 
+/// What servers have that say nothing themselves.
+struct Defaults<'a> {
+    mode: Mode,
+    drain: Option<Duration>,
+    health: &'a ServerHealth,
+    listen: &'a [Listen],
+}
+
 fn resolve_server(
     service: &str,
     spanned: &Spanned<raw::Server>,
-    default: Mode,
-    drain: Option<Duration>,
-    listen: &[Listen],
+    sorry: bool,
+    defaults: &Defaults<'_>,
     diagnostics: &mut Diagnostics,
 ) -> Option<(Server, Places)> {
     let typed = spanned.as_ref();
-    let key = |key: &str| format!("service {service:?}: server {key}");
-    let mode = word(&key("mode"), &typed.mode, default, diagnostics);
+    let what = format!("service {service:?}: {}", if sorry { "sorry_server" } else { "server" });
+    let key = |key: &str| format!("{what} {key}");
+    let mode = word(&key("mode"), &typed.mode, defaults.mode, diagnostics);
     let weight = integer(&key("weight"), &typed.weight, 1, 0..=65_535, diagnostics);
-    let drain = duration(&key("drain"), &typed.drain, diagnostics).or(drain);
+    let drain = duration(&key("drain"), &typed.drain, diagnostics).or(defaults.drain);
+    let health = match sorry {
+        true => health::unchecked(&what, typed, diagnostics),
+        false => health::server(&what, typed, defaults.health, diagnostics),
+    };
     if let Some(name) = &typed.name {
         check_name(&key("name"), name, diagnostics);
     }
@@ -354,10 +374,22 @@ fn resolve_server(
         }
     };
     let thresholds = thresholds(service, typed, diagnostics);
-    let port = server_port(service, mode, text.as_ref(), text.span(), port, listen, diagnostics);
+    let port = server_port(service, mode, text.as_ref(), text.span(), port, defaults.listen, diagnostics);
     let name = typed.name.as_ref().map_or_else(|| text.as_ref().clone(), |name| name.as_ref().clone());
     let named = typed.name.as_ref().map_or_else(|| text.span(), Spanned::span);
-    let server = Server { name, address, port, mode, weight, drain, draining: None, thresholds };
+    let server = Server {
+        name,
+        address,
+        port,
+        mode,
+        weight,
+        drain,
+        draining: None,
+        thresholds,
+        health,
+        sorry,
+        standing: Standing::default(),
+    };
     Some((server, (text.span(), named)))
 }
 

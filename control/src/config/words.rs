@@ -179,6 +179,26 @@ words! {
     }
 }
 
+words! {
+    /// `service.initial` and `service.server.initial`: what a server is before its first verdict.
+    Initial: "initial state" {
+        /// It takes no connections until its checks have passed.
+        Down = "down",
+        /// It takes connections until a check fails.
+        Up = "up",
+    }
+}
+
+words! {
+    /// `service.on_down` and `service.server.on_down`: what becomes of a server that its checks find dead.
+    OnDown: "on_down action" {
+        /// It is as if a reload had left it out.
+        Remove = "remove",
+        /// It is as if its weight were 0.
+        Inhibit = "inhibit",
+    }
+}
+
 /// `service.protocol`.
 impl Word for Protocol {
     const KIND: &'static str = "protocol";

@@ -99,7 +99,8 @@ impl<'a> Builder<'a> {
             self.snapshot.locals.add(local.address, service.protocol, local.ports.clone());
         }
         if part.has_nat {
-            part.servers(before).for_each(|server| self.nat_server(service, server));
+            let all = part.servers(before).chain(&part.absent);
+            all.for_each(|server| self.nat_server(service, server));
         }
         put(&mut self.snapshot.services, slot, service.clone());
         put(&mut self.snapshot.pools, slot, pools.clone());
@@ -117,6 +118,20 @@ impl<'a> Builder<'a> {
             }
             self.part(id).locals.extend_from_slice(locals);
             servers.into_iter().for_each(|server| self.server(&service, server));
+        }
+        self
+    }
+
+    /// Adds servers that nothing goes to for now: their connections are treated as those of a server that is gone. What
+    /// they still answer is ours, so that what ports take off the kernel does not change when they come back.
+    pub fn absent(&mut self, id: ServiceId, servers: Vec<Server>) -> &mut Self {
+        if let Some(service) = self.snapshot.services.get(id.0 as usize).cloned().flatten() {
+            for server in servers.into_iter().filter(|server| server.mode == Mode::Nat) {
+                self.calls(&service, true);
+                self.nat_server(&service, &server);
+                self.part(id).has_nat = true;
+                self.part(id).absent.push(server);
+            }
         }
         self
     }

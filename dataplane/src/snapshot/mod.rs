@@ -52,6 +52,8 @@ struct Part {
     servers: Vec<u32>,
     /// Local addresses that leave.
     locals: Vec<Local>,
+    /// NAT servers that nothing goes to.
+    absent: Vec<Server>,
     /// When its servers have drained.
     drains: Vec<Instant>,
     has_nat: bool,

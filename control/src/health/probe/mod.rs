@@ -103,6 +103,13 @@ impl Probe {
         }
     }
 
+    /// Whether it asks a port, and not the address alone.
+    pub fn needs_port(&self) -> bool {
+        match self {
+            Self::Tcp => true,
+        }
+    }
+
     /// Asks `target`; the answer, whatever it is, comes within `timeout`, connecting and all.
     ///
     /// # Errors
