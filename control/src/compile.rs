@@ -250,22 +250,22 @@ fn server(service: &config::Service, typed: &config::Server, numbers: &Numbers) 
             ServerPort::Mapped(port) => Some(port),
         },
         mode: typed.mode,
-        weight: match typed.standing {
-            Standing::Whole => typed.weight,
-            // One that drains does whatever its checks say.
-            Standing::Weighing(weight) => {
-                if typed.weight == 0 {
-                    0
-                } else {
-                    weight
-                }
-            }
-            Standing::Aside | Standing::Out(_) => 0,
-        },
+        weight: weight(typed),
         drain_at: drain::deadline(typed),
         down: matches!(typed.standing, Standing::Out(_)),
         thresholds: typed.thresholds,
         hop: None,
+    }
+}
+
+/// The weight that new connections go by at this moment.
+pub fn weight(server: &config::Server) -> u32 {
+    match server.standing {
+        Standing::Whole => server.weight,
+        // One that drains does whatever its checks say.
+        Standing::Weighing(_) if server.weight == 0 => 0,
+        Standing::Weighing(weight) => weight,
+        Standing::Aside | Standing::Out(_) => 0,
     }
 }
 

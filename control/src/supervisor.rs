@@ -168,7 +168,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     let lived = match daemon.establish().await {
         Ok(()) => {
             let (asks, asked) = mpsc::channel(server::ASKS_MAX);
-            tokio::spawn(server::serve(listener, asks));
+            tokio::spawn(server::serve(listener, asks, daemon.events.clone()));
             daemon.check_servers();
             tracing::info!(file = %file.display(), "running");
             daemon.live(&mut signals, changes, losses, asked).await

@@ -11,6 +11,7 @@ use shunt_control::admin::client::{ClientError, ask};
 use shunt_control::admin::server::{ASKS_MAX, serve};
 use shunt_control::admin::socket::{SocketError, claim};
 use shunt_control::admin::{Ask, view};
+use shunt_control::events::Events;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -57,7 +58,7 @@ async fn stand_in(mut asks: mpsc::Receiver<Ask>) {
 async fn serving(scratch: &Scratch) -> shunt_control::admin::socket::Claim {
     let (listener, claimed) = claim(&scratch.socket()).await.unwrap();
     let (asks, asked) = mpsc::channel(ASKS_MAX);
-    tokio::spawn(serve(listener, asks));
+    tokio::spawn(serve(listener, asks, Events::default()));
     tokio::spawn(stand_in(asked));
     claimed
 }

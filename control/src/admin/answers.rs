@@ -17,9 +17,11 @@ use super::view::{
     Counter, Counters, Load, Persistence, Port, Queue, Recent, Server, Service, Status, Thresholds, Traffic,
     Turns, Worker, Workers,
 };
+use crate::compile::weight;
 use crate::config::{self, ServerPort};
 use crate::drain;
 use crate::handoff::{self, Facts, PortFacts};
+use crate::health::watch::Watch;
 use crate::recent::{Counts, Stretch};
 use crate::rss::RssMatch;
 use crate::supervisor::Daemon;
@@ -33,6 +35,7 @@ impl Daemon {
             mtu: caps.mtu,
             queues: caps.queues,
         };
+        let watch = self.health.watch();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -41,11 +44,12 @@ impl Daemon {
             generation: self.publisher.in_force().0,
             workers: self.config.engine.workers,
             ports: self.devices.iter().map(|device| port(device.caps())).collect(),
-            services: self.config.services.iter().map(|service| self.service(service)).collect(),
+            services: self.config.services.iter().map(|service| self.service(service, &watch)).collect(),
         }
     }
 
-    fn service(&self, service: &config::Service) -> Service {
+    fn service(&self, service: &config::Service, watch: &Watch) -> Service {
+        let state = watch.service(&service.name);
         Service {
             name: service.name.clone(),
             protocol: service.protocol.to_string(),
@@ -59,11 +63,13 @@ impl Daemon {
             }),
             one_packet: service.one_packet,
             local: service.local.iter().map(|local| local.address.to_string()).collect(),
-            servers: service.servers.iter().map(|server| self.server(&service.name, server)).collect(),
+            has_quorum: state.has_quorum(),
+            using: state.choice().word().to_owned(),
+            servers: service.servers.iter().map(|server| self.server(&service.name, server, watch)).collect(),
         }
     }
 
-    fn server(&self, service: &str, typed: &config::Server) -> Server {
+    fn server(&self, service: &str, typed: &config::Server, watch: &Watch) -> Server {
         let id = self.numbers.server(service, typed);
         let address = match typed.port {
             ServerPort::Same => typed.address.to_string(),
@@ -77,6 +83,9 @@ impl Daemon {
             address,
             mode: typed.mode.name().to_owned(),
             weight: typed.weight,
+            effective_weight: weight(typed),
+            sorry: typed.sorry,
+            health: watch.health(service, typed, Clock::System.now()),
             drains_for_seconds: drain::deadline(typed)
                 .map(|deadline| deadline.since(Clock::System.now()).as_millis().div_ceil(1000)),
             thresholds: typed.thresholds.map(|thresholds| Thresholds {

@@ -4,6 +4,7 @@
 mod answers;
 pub mod client;
 pub mod connections;
+pub mod events;
 pub mod filter;
 pub mod server;
 pub mod socket;

@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::filter::{self, Filter};
 use super::view::Problem;
-use super::{Ask, connections};
+use super::{Ask, connections, events};
+use crate::events::Events;
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 32;
@@ -33,9 +34,9 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Questions that wait for the daemon; a client whose question finds no room waits.
 pub const ASKS_MAX: usize = 32;
 
-/// Answers on `listener` with what the receiver of `asks` says, for ever.
-pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Ask>) {
-    let router = router(asks);
+/// Answers on `listener` with what the receiver of `asks` says and what `events` tell, for ever.
+pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Ask>, events: Events) {
+    let router = router(asks).merge(events::router(events));
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -120,6 +121,6 @@ async fn inquire<T>(asks: mpsc::Sender<Ask>, ask: impl FnOnce(oneshot::Sender<T>
     answered.await.ok()
 }
 
-fn problem(status: StatusCode, error: &str) -> Response {
+pub(super) fn problem(status: StatusCode, error: &str) -> Response {
     (status, Json(Problem { error: error.to_owned() })).into_response()
 }

@@ -59,7 +59,11 @@ pub struct Service {
     pub one_packet: bool,
     /// FULLNAT local addresses.
     pub local: Vec<String>,
-    /// Its servers in the file's order.
+    /// Whether enough of its servers are up.
+    pub has_quorum: bool,
+    /// Which servers take its connections: `healthy`; `all`, below the panic threshold; `sorry`, without quorum.
+    pub using: String,
+    /// Its servers in the file's order, the sorry server at the end.
     pub servers: Vec<Server>,
 }
 
@@ -96,6 +100,12 @@ pub struct Server {
     pub mode: String,
     /// Share of new connections.
     pub weight: u32,
+    /// The same at this moment, as its checks have it.
+    pub effective_weight: u32,
+    /// Whether it takes connections only when there are not enough other servers.
+    pub sorry: bool,
+    /// What its checks say; null when it has none.
+    pub health: Option<Health>,
     /// Seconds until its connections are reset; null unless it drains with a deadline.
     pub drains_for_seconds: Option<u64>,
     /// How many connections it may have; null for any number.
@@ -105,6 +115,53 @@ pub struct Server {
     /// What is counted for it.
     #[serde(flatten)]
     pub traffic: Traffic,
+}
+
+/// What the checks of a server say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// `up`, `down`, or `checking` while there is no verdict.
+    pub state: String,
+    /// Since so many seconds.
+    pub seconds: u64,
+    /// Whether its address can be reached: `ok`, `failed` or `unknown`.
+    pub l3: String,
+    /// Whether its ports can be reached.
+    pub l4: String,
+    /// Whether it answers as it should.
+    pub l7: String,
+    /// Each of them.
+    pub checks: Vec<Check>,
+}
+
+/// A check of a server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What it asks: `tcp`, `http` …
+    pub kind: String,
+    /// Whom.
+    pub target: String,
+    /// `up`, `down`, or `checking` while there is no verdict.
+    pub state: String,
+    /// Since so many seconds.
+    pub seconds: u64,
+    /// Answers in a row that contradict the state.
+    pub streak: u32,
+    /// How long the last right answer took; null before the first.
+    pub latency_micros: Option<u64>,
+    /// What went wrong last; null when nothing ever did.
+    pub error: Option<CheckError>,
+}
+
+/// What went wrong with a check.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckError {
+    /// What.
+    pub text: String,
+    /// `L3`, `L4` or `L7`; `local` when the director could not ask.
+    pub layer: String,
+    /// So many seconds ago.
+    pub seconds: u64,
 }
 
 /// Connections, packets and bytes of a server.

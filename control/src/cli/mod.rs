@@ -4,6 +4,7 @@ mod check;
 mod cleanup;
 mod connections;
 mod daemon;
+mod events;
 mod output;
 mod show;
 mod table;
@@ -73,6 +74,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what has happened to servers, services and the configuration
+    Events {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Go on with what happens from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// Print JSON, a line per event
+        #[arg(long)]
+        json: bool,
+    },
     /// Show every counter: why packets were dropped, and what else happened
     Counters {
         #[command(flatten)]
@@ -129,6 +141,7 @@ fn obey(command: Command) -> anyhow::Result<()> {
         Command::Connections { daemon, client, server, state, json } => {
             connections::connections(&daemon.socket, &Query { client, server, state }, json)
         }
+        Command::Events { daemon, follow, json } => events::events(&daemon.socket, follow, json),
         Command::Counters { daemon, json } => show::counters(&daemon.socket, json),
         Command::Unprivileged { uid, gid, program } => unprivileged::become_program(uid, gid, &program),
     }
@@ -171,6 +184,10 @@ mod tests {
         };
         let words = [client, server, state].map(Option::unwrap);
         assert_eq!(words, ["10.0.0.0/8", "rs1", "udp"]);
+        assert!(matches!(
+            parse("shunt events --follow"),
+            Ok(Command::Events { follow: true, json: false, .. })
+        ));
         assert!(matches!(parse("shunt counters --json"), Ok(Command::Counters { json: true, .. })));
         for bad in ["shunt", "shunt run", "shunt check", "shunt stop", "shunt status --yaml"] {
             assert!(parse(bad).is_err(), "{bad}");

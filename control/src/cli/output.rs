@@ -24,6 +24,14 @@ impl Output {
         if self.failed.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
+    /// Has readers see what was written so far. Breaks as [`Self::write`] does.
+    pub(super) fn flush(&mut self) -> ControlFlow<()> {
+        if self.failed.is_none() {
+            self.failed = self.out.flush().err();
+        }
+        if self.failed.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+
     /// Writes what is left.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use super::output::print;
 use super::table::{Table, bytes};
 use super::{runtime, workers};
 use crate::admin::client::ask;
-use crate::admin::view::{Counter, Counters, Persistence, Status, Workers};
+use crate::admin::view::{Counter, Counters, Persistence, Server, Service, Status, Workers};
 
 pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
     show::<Status>(socket, "/v1/status", json, status_text)
@@ -83,6 +83,10 @@ fn status_text(status: &Status) -> String {
         for more in service.listen.iter().skip(1) {
             table.row([String::new(), more.clone()]);
         }
+        if !service.has_quorum || service.using != "healthy" {
+            let quorum = if service.has_quorum { "" } else { "no quorum, " };
+            table.row([String::new(), String::new(), format!("({quorum}uses {} servers)", service.using)]);
+        }
         for server in &service.servers {
             let traffic = &server.traffic;
             let named = if server.name == server.address { String::new() } else { server.name.clone() };
@@ -91,6 +95,7 @@ fn status_text(status: &Status) -> String {
             cells.extend(numbers.map(|number| number.to_string()));
             cells.extend([traffic.packets_in, traffic.packets_out].map(|packets| packets.to_string()));
             cells.extend([traffic.bytes_in, traffic.bytes_out].map(bytes));
+            cells.extend(standing(service, server));
             if let Some(thresholds) = server.thresholds {
                 cells.push(format!(
                     "(max {}, resume {}{})",
@@ -140,6 +145,29 @@ fn counters_text(counters: &Counters) -> String {
     text
 }
 
+/// What there is to say of a server's health, if its checks or its service's say anything.
+fn standing(service: &Service, server: &Server) -> Option<String> {
+    let weighing = match server.effective_weight == server.weight {
+        true => String::new(),
+        false => format!(", weight now {}", server.effective_weight),
+    };
+    if server.sorry {
+        let state = if service.using == "sorry" { "in use" } else { "aside" };
+        return Some(format!("(sorry server: {state})"));
+    }
+    let health = server.health.as_ref()?;
+    let since = duration(health.seconds);
+    if health.state == "up" {
+        return Some(format!("(up {since}{weighing})"));
+    }
+    let layers = format!("L3 {}, L4 {}, L7 {}", health.l3, health.l4, health.l7);
+    let wrong = health.checks.iter().filter(|check| check.state != "up");
+    let wrong = wrong.filter_map(|check| Some((check, check.error.as_ref()?))).map(|(check, error)| {
+        format!("; {} {}: {}, {} ago", check.kind, check.target, error.text, duration(error.seconds))
+    });
+    Some(format!("({} {since}{weighing}: {layers}{})", health.state, wrong.collect::<String>()))
+}
+
 fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -153,7 +181,7 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::view::{Server, Service, Thresholds, Traffic};
+    use crate::admin::view::{Check, CheckError, Health, Thresholds, Traffic};
 
     #[test]
     fn status_reads_like_ipvsadm() {
@@ -163,6 +191,9 @@ mod tests {
             address: "10.0.0.11:8080".into(),
             mode: "fullnat".into(),
             weight: 2,
+            effective_weight: 2,
+            sorry: false,
+            health: None,
             drains_for_seconds: None,
             thresholds: None,
             next_hop: Some("02:00:00:00:00:11".into()),
@@ -174,6 +205,8 @@ mod tests {
             protocol: "tcp".into(),
             listen: vec!["203.0.113.10:80".into()],
             scheduler: "wlc".into(),
+            has_quorum: true,
+            using: "healthy".into(),
             servers: vec![server, named],
             ..Service::default()
         };
@@ -212,6 +245,41 @@ mod tests {
         let text = status_text(&Status { services: vec![service], ..Status::default() });
         assert!(text.contains("rr (web) persistent 300 mask 24/32"), "{text}");
         assert!(text.contains("(max 100, resume 75: full)"), "{text}");
+    }
+
+    #[test]
+    fn status_says_which_check_failed_and_which_layers_work() {
+        let check = |state: &str, error: Option<CheckError>| Check {
+            kind: "http".into(),
+            target: "10.0.0.11:80".into(),
+            state: state.into(),
+            error,
+            ..Check::default()
+        };
+        let error = CheckError { text: "status 503".into(), layer: "L7".into(), seconds: 1 };
+        let health = |state: &str, checks| Health {
+            state: state.into(),
+            seconds: 65,
+            l3: "ok".into(),
+            l4: "ok".into(),
+            l7: "failed".into(),
+            checks,
+        };
+        let server = |health| Server { weight: 2, health, ..Server::default() };
+        let service = |using: &str| Service { using: using.into(), ..Service::default() };
+        let down = server(Some(health("down", vec![check("up", None), check("down", Some(error))])));
+        assert_eq!(
+            standing(&service("healthy"), &down).unwrap(),
+            "(down 1 min 5 s, weight now 0: L3 ok, L4 ok, L7 failed; http 10.0.0.11:80: status 503, 1 s ago)"
+        );
+        let starting = Server { effective_weight: 1, ..server(Some(health("up", Vec::new()))) };
+        assert_eq!(standing(&service("healthy"), &starting).unwrap(), "(up 1 min 5 s, weight now 1)");
+        assert_eq!(standing(&service("healthy"), &server(None)), None, "nothing is checked");
+        let sorry = Server { sorry: true, ..Server::default() };
+        assert_eq!(standing(&service("sorry"), &sorry).unwrap(), "(sorry server: in use)");
+        let lost = Service { servers: vec![sorry], ..service("sorry") };
+        let text = status_text(&Status { services: vec![lost], ..Status::default() });
+        assert!(text.contains("(no quorum, uses sorry servers)"), "{text}");
     }
 
     #[test]

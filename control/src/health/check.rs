@@ -138,7 +138,7 @@ impl Check {
             self.since = now;
         }
         let gap = if self.is_pending() { self.rhythm.fast_interval } else { self.rhythm.interval };
-        let jitter = u128::from(self.rhythm.jitter.as_nanos()) * u128::from(chance) >> u32::BITS;
+        let jitter = (u128::from(self.rhythm.jitter.as_nanos()) * u128::from(chance)) >> u32::BITS;
         let jitter = Duration::from_nanos(u64::try_from(jitter).unwrap_or(u64::MAX));
         self.phase = Phase::Waiting((began + gap + jitter).max(now));
         (self.state != before).then_some(self.state)

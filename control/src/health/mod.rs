@@ -10,6 +10,7 @@ pub mod driver;
 pub mod probe;
 pub mod server;
 pub mod service;
+mod shown;
 pub mod watch;
 
 use shunt_engine::Instant;

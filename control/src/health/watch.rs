@@ -69,39 +69,41 @@ pub enum Notice {
 
 /// A check with what is known of it.
 #[derive(Debug)]
-struct Entry {
-    question: Arc<Question>,
-    check: Check,
+pub(super) struct Entry {
+    pub(super) question: Arc<Question>,
+    pub(super) check: Check,
     /// Servers that it is for: number of the service, place in it.
     places: Vec<(usize, usize)>,
-    last: Option<(Instant, Result<Passed, Failure>)>,
-    last_failure: Option<(Instant, Failure)>,
+    pub(super) last: Option<Result<Passed, Failure>>,
+    pub(super) last_failure: Option<(Instant, Failure)>,
+    /// Of the last right answer.
+    pub(super) latency: Option<std::time::Duration>,
 }
 
 /// A service with its servers.
 #[derive(Debug)]
-struct Watched {
+pub(super) struct Watched {
     name: String,
     policy: Policy,
     /// Whether weights may be scaled: for ovf they are numbers of connections.
     scales: bool,
-    members: Vec<Member>,
-    service: Service,
+    pub(super) members: Vec<Member>,
+    pub(super) service: Service,
     /// When the weight of a server that starts slowly grows.
     grows: Option<Instant>,
 }
 
 /// What makes a server the same one in its service.
-type Key = (IpAddr, ServerPort, Mode);
+pub(super) type Key = (IpAddr, ServerPort, Mode);
 
 #[derive(Debug)]
-struct Member {
-    key: Key,
+pub(super) struct Member {
+    pub(super) key: Key,
     name: String,
     weight: u32,
     sorry: bool,
-    checks: Vec<CheckId>,
-    server: Server,
+    pub(super) checks: Vec<CheckId>,
+    pub(super) server: Server,
     /// It was there when the daemon started: it is no colder than the others.
     warm: bool,
     standing: Standing,
@@ -110,7 +112,7 @@ struct Member {
 /// The whole.
 #[derive(Debug, Default)]
 pub struct Watch {
-    checks: HashMap<CheckId, Entry>,
+    pub(super) checks: HashMap<CheckId, Entry>,
     by_question: HashMap<Arc<Question>, CheckId>,
     /// The same in whatever rhythm.
     by_target: HashMap<(Probe, Target), CheckId>,
@@ -131,8 +133,7 @@ impl Watch {
     /// checked first.
     pub fn carry_over(&self, config: &mut Config, now: Instant) {
         for service in &mut config.services {
-            let watched = self.by_name.get(&service.name).and_then(|&number| self.services[number].as_ref());
-            let members: HashMap<Key, Standing> = watched.map(Watched::standings).unwrap_or_default();
+            let members = self.watched(&service.name).map(Watched::standings).unwrap_or_default();
             let standing = |server: &config::Server| {
                 members.get(&key(server)).copied().unwrap_or_else(|| fresh(server, now))
             };
@@ -203,7 +204,8 @@ impl Watch {
         if let Err(failure) = &result {
             entry.last_failure = Some((now, failure.clone()));
         }
-        entry.last = Some((now, result));
+        entry.latency = result.as_ref().ok().map(|passed| passed.latency).or(entry.latency);
+        entry.last = Some(result);
         let change = entry.check.end(answer, now, chance);
         if let Some(at) = entry.check.next_deadline() {
             self.due.push(Reverse((at, id)));
@@ -252,6 +254,10 @@ impl Watch {
     /// What has happened since this was asked last.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
+    }
+
+    pub(super) fn watched(&self, service: &str) -> Option<&Watched> {
+        self.services[*self.by_name.get(service)?].as_ref()
     }
 
     fn free_number(&mut self) -> usize {
@@ -337,19 +343,24 @@ impl Watch {
         let rhythm = question.rhythm;
         let target = (question.probe.clone(), question.target);
         let known = self.by_target.insert(target, id).and_then(|known| self.checks.get(&known));
-        let (check, last, last_failure) = match known {
-            Some(known) => {
-                (known.check.in_rhythm(rhythm, now), known.last.clone(), known.last_failure.clone())
-            }
+        let check = match known {
+            Some(known) => known.check.in_rhythm(rhythm, now),
             None => {
                 let gap = *fresh * START_GAP.as_nanos() % rhythm.interval.as_nanos();
                 *fresh += 1;
-                (Check::new(rhythm, now, now + Duration::from_nanos(gap)), None, None)
+                Check::new(rhythm, now, now + Duration::from_nanos(gap))
             }
         };
         self.due.extend(check.next_deadline().map(|at| Reverse((at, id))));
-        self.checks
-            .insert(id, Entry { question: question.clone(), check, places: Vec::new(), last, last_failure });
+        let entry = Entry {
+            question: question.clone(),
+            check,
+            places: Vec::new(),
+            last: known.and_then(|known| known.last.clone()),
+            last_failure: known.and_then(|known| known.last_failure.clone()),
+            latency: known.and_then(|known| known.latency),
+        };
+        self.checks.insert(id, entry);
         self.by_question.insert(question, id);
         id
     }
@@ -461,8 +472,7 @@ impl Member {
 impl Entry {
     /// The weight that the server is to have by this check.
     fn weight(&self) -> Option<u32> {
-        let (_, last) = self.last.as_ref()?;
-        last.as_ref().ok()?.weight.map(u32::from)
+        self.last.as_ref()?.as_ref().ok()?.weight.map(u32::from)
     }
 
     /// What is wrong, by its last failure.
@@ -477,7 +487,7 @@ fn is_watched(server: &config::Server) -> bool {
     !server.draining.is_some_and(|draining| draining.left_out)
 }
 
-fn key(server: &config::Server) -> Key {
+pub(super) fn key(server: &config::Server) -> Key {
     (server.address, server.port, server.mode)
 }
 

@@ -113,6 +113,11 @@ impl Lab {
         &self.folder
     }
 
+    /// Where `scripts/lab` keeps the files of a server.
+    pub(crate) fn folder_of(&self, server: &str) -> PathBuf {
+        Path::new("/tmp/shunt-lab").join(&self.prefix).join(server)
+    }
+
     /// The name of the namespace of `client`, `director`, `switch`, `rs1` …
     pub(crate) fn namespace(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)

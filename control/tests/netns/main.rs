@@ -16,6 +16,7 @@ mod downloads;
 mod drain;
 mod ecmp;
 mod guest;
+mod health;
 mod ipv6;
 mod judge;
 mod lab;

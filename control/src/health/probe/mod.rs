@@ -110,6 +110,13 @@ impl Probe {
         }
     }
 
+    /// The layer that works when it passes, with those below.
+    pub fn layer(&self) -> Layer {
+        match self {
+            Self::Tcp => Layer::L4,
+        }
+    }
+
     /// Asks `target`; the answer, whatever it is, comes within `timeout`, connecting and all.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+//! Servers that fail and return under load: who is checked takes part, who is not well does not, and nobody notices but
+//! those whose request was on its way.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use shunt_engine::clock::Clock;
+
+use crate::daemon::{Config, Daemon, Driver};
+use crate::lab::{Lab, MODES, PLAIN, within};
+
+/// How often the stories check, and how many failures they believe.
+const INTERVAL_MS: u64 = 100;
+const FALL: u64 = 2;
+const TIMEOUT_MS: u64 = 200;
+
+/// No server is believed dead later than this after it died, with what a busy machine adds.
+const NOTICED_MS: u64 = FALL * (INTERVAL_MS + INTERVAL_MS / 10) + TIMEOUT_MS + 600;
+
+/// Asks every VIP in turn, each request on a connection of its own. A line for each: when it began and ended, whom it
+/// asked, and who answered.
+const LOAD: &str = "
+import socket, sys, time
+while True:
+    for vip in sys.argv[1:]:
+        began = time.monotonic_ns()
+        try:
+            with socket.create_connection((vip, 443), 2) as sock:
+                sock.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
+                answer = b''
+                while part := sock.recv(4096):
+                    answer += part
+            name = answer.split(b'\\r\\n\\r\\n')[1].decode().strip()
+        except (OSError, IndexError) as error:
+            name = 'failed:' + type(error).__name__
+        print(began, time.monotonic_ns(), vip, name, flush=True)
+        time.sleep(0.002)";
+
+/// A service of every mode on port 443, whose servers are checked with `check`.
+fn services(check: &str, of_service: &str) -> String {
+    let service = |(mode, vip): (&str, &str)| {
+        let local = if mode == "fullnat" { "local = [\"10.2.0.200\"]\n" } else { "" };
+        let servers: String = [11, 12, 13]
+            .map(|last| format!("[[service.server]]\naddress = \"10.2.0.{last}:443\"\n"))
+            .concat();
+        format!(
+            "[[service]]\nname = \"{mode}\"\nlisten = [\"{vip}:443\"]\nprotocol = \"tcp\"\nmode = \"{mode}\"\n\
+             scheduler = \"rr\"\n{local}{of_service}[[service.check]]\n{check}\ninterval = \"{INTERVAL_MS}ms\"\n\
+             timeout = \"{TIMEOUT_MS}ms\"\nfall = {FALL}\nrise = 2\n{servers}"
+        )
+    };
+    MODES.map(service).concat()
+}
+
+/// The daemon with nothing but `services`.
+fn start(lab: &mut Lab, services: String) {
+    let config = Config { servers: vec![11], more: services, ..Config::new(Driver::Native) };
+    Daemon::start(lab, &config);
+}
+
+/// What a server of a service is said to be.
+fn state(lab: &mut Lab, service: &str, server: usize) -> String {
+    let status = lab.shunt().status();
+    let service =
+        status["services"].as_array().unwrap().iter().find(|one| one["name"] == service).unwrap().clone();
+    service["servers"][server]["health"]["state"].as_str().unwrap().to_owned()
+}
+
+fn await_states(lab: &mut Lab, states: [&str; 3]) {
+    within(Duration::from_secs(10), "every check has its verdict", || {
+        MODES.iter().all(|(mode, _)| (0..3).all(|number| state(lab, mode, number) == states[number]))
+    });
+}
+
+fn nginx(lab: &Lab, server: &str, doing: &str) {
+    let root = lab.folder_of(server);
+    let root = root.display();
+    match doing {
+        "dies" => {
+            lab.sh(server, &format!("kill -9 $(cat {root}/nginx.pid) $(pgrep -P $(cat {root}/nginx.pid))"))
+        }
+        _ => lab.sh(server, &format!("nginx -e {root}/error.log -p {root} -c {root}/nginx.conf")),
+    };
+}
+
+/// A request: when it began and ended, in nanoseconds of the monotonic clock, and who answered.
+#[derive(Debug)]
+struct Request {
+    began: u64,
+    ended: u64,
+    vip: String,
+    by: String,
+}
+
+fn load(lab: &Lab) -> Child {
+    let mut python = lab.command("client", "/usr/bin/python3");
+    python.args(["-c", LOAD]).args(MODES.map(|(_, vip)| vip)).stdout(Stdio::piped());
+    python.spawn().unwrap()
+}
+
+fn end(load: Child) -> Vec<Request> {
+    // `timeout` passes it on.
+    kill_process(Pid::from_child(&load), Signal::TERM).unwrap();
+    let said = load.wait_with_output().unwrap().stdout;
+    let request = |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        let [began, ended, vip, by] = words[..] else { panic!("{line}") };
+        let nanos = |text: &str| text.parse().unwrap();
+        Request { began: nanos(began), ended: nanos(ended), vip: vip.to_owned(), by: by.to_owned() }
+    };
+    String::from_utf8_lossy(&said).lines().map(request).collect()
+}
+
+fn now() -> u64 {
+    Clock::System.now().as_nanos()
+}
+
+#[test]
+fn a_server_that_dies_is_out_soon_and_one_that_returns_is_in_without_a_failed_request() {
+    let mut lab = Lab::new("health", PLAIN);
+    start(&mut lab, services("kind = \"tcp\"", ""));
+    await_states(&mut lab, ["up"; 3]);
+    let load = load(&lab);
+    std::thread::sleep(Duration::from_millis(500));
+    let died = now();
+    nginx(&lab, "rs2", "dies");
+    await_states(&mut lab, ["up", "down", "up"]);
+    std::thread::sleep(Duration::from_millis(1_000));
+    nginx(&lab, "rs2", "returns");
+    await_states(&mut lab, ["up"; 3]);
+    let returned = now();
+    std::thread::sleep(Duration::from_millis(700));
+    let requests = end(load);
+
+    let noticed = died + NOTICED_MS * 1_000_000;
+    for request in requests.iter().filter(|request| request.by.starts_with("failed")) {
+        assert!(request.ended >= died && request.began <= noticed, "{request:?}, died {died}");
+    }
+    for (_, vip) in MODES {
+        let by = |server: &str, from: u64, to: u64| {
+            let of_vip = requests.iter().filter(|request| request.vip == vip && request.by == server);
+            of_vip.filter(|request| (from..to).contains(&request.began)).count()
+        };
+        for server in ["rs1", "rs2", "rs3"] {
+            assert!(by(server, 0, died) > 3, "{vip}: {server} has part at first");
+            assert!(by(server, returned, u64::MAX) > 3, "{vip}: {server} has part at last");
+        }
+        assert_eq!(by("rs2", noticed, noticed + 300_000_000), 0, "{vip}: nobody answers for rs2");
+        assert!(by("rs1", noticed, noticed + 300_000_000) > 3, "{vip}: the others do");
+    }
+    let lines = lab.shunt().log();
+    assert!(lines.contains("server 10.2.0.12:443 is down: tcp 10.2.0.12:443: connection refused"), "{lines}");
+}
