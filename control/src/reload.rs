@@ -37,8 +37,8 @@ impl Daemon {
             ));
         }
         let ports = addresses::kernel_ports();
-        drain::carry_over(Some(&self.config), &mut config, Clock::System.now());
         self.health.watch().carry_over(&mut config, Clock::System.now());
+        drain::carry_over(Some(&self.config), &mut config, Clock::System.now());
         let conflicts = addresses::conflicts(&config, &self.kernel, self.ledger.ours(), &ports);
         if !conflicts.is_empty() {
             return Err(conflicts.join("\n"));

@@ -13,6 +13,7 @@ use shunt_control::admin::connections::{Access, Dumps};
 use shunt_control::admin::server::{ASKS_MAX, serve};
 use shunt_control::admin::socket::claim;
 use shunt_control::admin::view::Connection;
+use shunt_control::events::Events;
 use shunt_dataplane::agreed::Agreed;
 use shunt_dataplane::conn::Timeouts;
 use shunt_dataplane::neigh::{HopId, NextHop};
@@ -158,7 +159,7 @@ impl Director {
         let access = Access { dumps: Dumps::new(inquiries, workers.wakers().clone()), names };
         let (listener, claim) = claim(&folder.join("shunt.sock")).await.unwrap();
         let (asks, mut asked) = mpsc::channel(ASKS_MAX);
-        tokio::spawn(serve(listener, asks));
+        tokio::spawn(serve(listener, asks, Events::default()));
         tokio::spawn(async move {
             while let Some(ask) = asked.recv().await {
                 if let Ask::Connections(answer) = ask {

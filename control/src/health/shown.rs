@@ -4,9 +4,10 @@ use shunt_engine::Instant;
 
 use super::probe::{Failure, Layer};
 use super::service::Service;
-use super::watch::{Entry, Watch, key};
+use super::watch::{Entry, Watch};
 use crate::admin::view::{Check, CheckError, Health};
 use crate::config;
+use crate::state::server_key;
 
 impl Watch {
     /// What the states of the servers of a service come to.
@@ -16,7 +17,7 @@ impl Watch {
 
     /// What the checks of a server say at `now`; `None` when it has none.
     pub fn health(&self, service: &str, server: &config::Server, now: Instant) -> Option<Health> {
-        let key = key(server);
+        let key = server_key(server);
         let member = self.watched(service)?.members.iter().find(|member| member.key == key)?;
         let entries: Vec<&Entry> = member.checks.iter().filter_map(|id| self.checks.get(id)).collect();
         let layer = |layer| works(&entries, layer).to_owned();

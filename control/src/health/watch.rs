@@ -5,11 +5,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use shunt_dataplane::scheduler::SchedulerKind;
-use shunt_dataplane::server::Mode;
 use shunt_engine::{Duration, Instant};
 
 use super::Standing;
@@ -18,6 +17,7 @@ use super::probe::{Failure, Layer, Passed, Probe, Target};
 use super::server::Server;
 use super::service::{self, Choice, Policy, Service};
 use crate::config::{self, Config, Initial, ServerPort, called_port};
+use crate::state::{ServerKey, server_key};
 
 /// From one new check's first question to the next one's, so that many do not begin at once.
 const START_GAP: Duration = Duration::from_micros(100);
@@ -93,12 +93,9 @@ pub(super) struct Watched {
     grows: Option<Instant>,
 }
 
-/// What makes a server the same one in its service.
-pub(super) type Key = (IpAddr, ServerPort, Mode);
-
 #[derive(Debug)]
 pub(super) struct Member {
-    pub(super) key: Key,
+    pub(super) key: ServerKey,
     name: String,
     weight: u32,
     sorry: bool,
@@ -135,11 +132,12 @@ impl Watch {
         for service in &mut config.services {
             let members = self.watched(&service.name).map(Watched::standings).unwrap_or_default();
             let standing = |server: &config::Server| {
-                members.get(&key(server)).copied().unwrap_or_else(|| fresh(server, now))
+                members.get(&server_key(server)).copied().unwrap_or_else(|| fresh(server, now))
             };
             let differs = |server: &config::Server| is_watched(server) && server.standing != standing(server);
             if service.servers.iter().any(differs) {
-                let watched = service.servers.iter_mut().filter(|server| is_watched(server));
+                let servers = Arc::make_mut(service).servers.iter_mut();
+                let watched = servers.filter(|server| is_watched(server));
                 watched.for_each(|server| server.standing = standing(server));
             }
         }
@@ -244,8 +242,9 @@ impl Watch {
         for service in &mut config.services {
             let Some(watched) = changed.get(service.name.as_str()) else { continue };
             let standings = watched.standings();
-            for server in service.servers.iter_mut().filter(|server| is_watched(server)) {
-                server.standing = standings.get(&key(server)).copied().unwrap_or(server.standing);
+            let servers = Arc::make_mut(service).servers.iter_mut();
+            for server in servers.filter(|server| is_watched(server)) {
+                server.standing = standings.get(&server_key(server)).copied().unwrap_or(server.standing);
             }
         }
         !changed.is_empty()
@@ -282,7 +281,8 @@ impl Watch {
         self.forget_places(number);
         let old = self.services[number].take();
         let (service, old) = old.map_or_else(Default::default, |old| (old.service, old.members));
-        let mut old: HashMap<Key, Member> = old.into_iter().map(|member| (member.key, member)).collect();
+        let mut old: HashMap<ServerKey, Member> =
+            old.into_iter().map(|member| (member.key, member)).collect();
         let mut members = Vec::new();
         for server in typed.servers.iter().filter(|server| is_watched(server)) {
             let questions = questions(typed, server);
@@ -292,7 +292,7 @@ impl Watch {
                 let entry = self.checks.get_mut(id).expect("it was found or made just now");
                 entry.places.push((number, members.len()));
             }
-            members.push(self.member(server, checks, old.remove(&key(server)), now));
+            members.push(self.member(server, checks, old.remove(&server_key(server)), now));
         }
         self.services[number] = Some(Watched {
             name: typed.name.clone(),
@@ -321,7 +321,7 @@ impl Watch {
             None => (Server::new(trusted, slow_start, now), !self.configured),
         };
         Member {
-            key: key(typed),
+            key: server_key(typed),
             name: typed.name.clone(),
             weight: typed.weight,
             sorry: typed.sorry,
@@ -424,7 +424,7 @@ impl Watch {
 }
 
 impl Watched {
-    fn standings(&self) -> HashMap<Key, Standing> {
+    fn standings(&self) -> HashMap<ServerKey, Standing> {
         self.members.iter().map(|member| (member.key, member.standing)).collect()
     }
 
@@ -485,10 +485,6 @@ impl Entry {
 /// Whether a server is checked at all: one that a reload has left out takes nothing any more.
 fn is_watched(server: &config::Server) -> bool {
     !server.draining.is_some_and(|draining| draining.left_out)
-}
-
-pub(super) fn key(server: &config::Server) -> Key {
-    (server.address, server.port, server.mode)
 }
 
 /// What a server is that nobody has asked.
