@@ -158,7 +158,7 @@ pub struct Check {
 pub struct CheckError {
     /// What.
     pub text: String,
-    /// `L3`, `L4` or `L7`; `local` when the director could not ask.
+    /// `L3`, `L4` or `L7`; `told` when a program or file says so, `local` when the director could not ask.
     pub layer: String,
     /// So many seconds ago.
     pub seconds: u64,

@@ -46,9 +46,7 @@ pub use health::called_port;
 pub use listen::Listen;
 pub use scheduler::describe as describe_scheduler;
 pub use sources::{FILES_MAX, Source, Sources};
-pub use words::{
-    CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Initial, OnDown, Word, XdpMode,
-};
+pub use words::{CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Initial, OnDown, Word, XdpMode};
 
 /// What a configuration file means. Nothing is optional any more.
 #[derive(Clone, Debug, PartialEq)]

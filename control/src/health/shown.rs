@@ -59,8 +59,12 @@ impl Entry {
     fn says(&self, layer: Layer) -> Option<bool> {
         match self.last.as_ref()? {
             Ok(_) => (layer <= self.question.probe.layer()).then_some(true),
+            // Who keeps silent may not be there at all.
+            Err(Failure::NoConnection(_) | Failure::NoAnswer(Layer::L4, _)) => {
+                (layer == Layer::L4).then_some(false)
+            }
             Err(failure) => match failure.layer() {
-                Layer::Local => None,
+                Layer::Local | Layer::Told => None,
                 failed if layer < failed => Some(true),
                 failed => (layer == failed).then_some(false),
             },
@@ -81,6 +85,7 @@ fn works(entries: &[&Entry], layer: Layer) -> &'static str {
 const fn word(layer: Layer) -> &'static str {
     match layer {
         Layer::Local => "local",
+        Layer::Told => "told",
         Layer::L3 => "L3",
         Layer::L4 => "L4",
         Layer::L7 => "L7",

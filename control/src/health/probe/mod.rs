@@ -103,20 +103,6 @@ impl Probe {
         }
     }
 
-    /// Whether it asks a port, and not the address alone.
-    pub fn needs_port(&self) -> bool {
-        match self {
-            Self::Tcp => true,
-        }
-    }
-
-    /// The layer that works when it passes, with those below.
-    pub fn layer(&self) -> Layer {
-        match self {
-            Self::Tcp => Layer::L4,
-        }
-    }
-
     /// Asks `target`; the answer, whatever it is, comes within `timeout`, connecting and all.
     ///
     /// # Errors
