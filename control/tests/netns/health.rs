@@ -18,6 +18,9 @@ const TIMEOUT_MS: u64 = 200;
 /// No server is believed dead later than this after it died, with what a busy machine adds.
 const NOTICED_MS: u64 = FALL * (INTERVAL_MS + INTERVAL_MS / 10) + TIMEOUT_MS + 600;
 
+/// Long enough for some requests to every server, however busy the machine.
+const A_WHILE: Duration = Duration::from_secs(1);
+
 /// Asks every VIP in turn, each request on a connection of its own. A line for each: when it began and ended, whom it
 /// asked, and who answered.
 const LOAD: &str = "
@@ -122,18 +125,19 @@ fn a_server_that_dies_is_out_soon_and_one_that_returns_is_in_without_a_failed_re
     start(&mut lab, services("kind = \"tcp\"", ""));
     await_states(&mut lab, ["up"; 3]);
     let load = load(&lab);
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(A_WHILE);
     let died = now();
     nginx(&lab, "rs2", "dies");
     await_states(&mut lab, ["up", "down", "up"]);
-    std::thread::sleep(Duration::from_millis(1_000));
+    std::thread::sleep(Duration::from_millis(NOTICED_MS) + A_WHILE);
+    let noticed = died + NOTICED_MS * 1_000_000;
+    let returns = now();
     nginx(&lab, "rs2", "returns");
     await_states(&mut lab, ["up"; 3]);
     let returned = now();
-    std::thread::sleep(Duration::from_millis(700));
+    std::thread::sleep(A_WHILE);
     let requests = end(load);
 
-    let noticed = died + NOTICED_MS * 1_000_000;
     for request in requests.iter().filter(|request| request.by.starts_with("failed")) {
         assert!(request.ended >= died && request.began <= noticed, "{request:?}, died {died}");
     }
@@ -143,11 +147,11 @@ fn a_server_that_dies_is_out_soon_and_one_that_returns_is_in_without_a_failed_re
             of_vip.filter(|request| (from..to).contains(&request.began)).count()
         };
         for server in ["rs1", "rs2", "rs3"] {
-            assert!(by(server, 0, died) > 3, "{vip}: {server} has part at first");
-            assert!(by(server, returned, u64::MAX) > 3, "{vip}: {server} has part at last");
+            assert!(by(server, 0, died) > 0, "{vip}: {server} has part at first");
+            assert!(by(server, returned, u64::MAX) > 0, "{vip}: {server} has part at last");
         }
-        assert_eq!(by("rs2", noticed, noticed + 300_000_000), 0, "{vip}: nobody answers for rs2");
-        assert!(by("rs1", noticed, noticed + 300_000_000) > 3, "{vip}: the others do");
+        assert_eq!(by("rs2", noticed, returns), 0, "{vip}: nobody answers for rs2");
+        assert!(by("rs1", noticed, returns) > 0 && by("rs3", noticed, returns) > 0, "{vip}: the others do");
     }
     let lines = lab.shunt().log();
     assert!(lines.contains("server 10.2.0.12:443 is down: tcp 10.2.0.12:443: connection refused"), "{lines}");
