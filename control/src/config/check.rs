@@ -341,9 +341,18 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 }
 
 fn authorities(path: &str) -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, String> {
-    let pem = std::fs::read(absolute(path)?).map_err(|error| error.to_string())?;
-    tls::certificates(&pem)
+    let path = absolute(path)?;
+    let words = |error: std::io::Error| error.to_string();
+    match std::fs::metadata(&path).map_err(words)? {
+        // Devices and pipes may have no end.
+        file if !file.is_file() => Err("not a file".to_owned()),
+        file if file.len() > CA_LEN_MAX => Err(format!("larger than {CA_LEN_MAX} bytes")),
+        _ => tls::certificates(&std::fs::read(path).map_err(words)?),
+    }
 }
+
+/// Bytes of a file with certificates: ten times what a machine trusts.
+const CA_LEN_MAX: u64 = 4 << 20;
 
 fn domain(text: &str) -> Result<Name, String> {
     if !text.is_ascii() {

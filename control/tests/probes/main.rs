@@ -3,6 +3,7 @@
 //! installs; what cannot run fails.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod cost;
 mod dns;
 mod exec;
 mod http;
