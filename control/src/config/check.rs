@@ -358,10 +358,10 @@ fn domain(text: &str) -> Result<Name, String> {
     if !text.is_ascii() {
         return Err("write it in ASCII, as in a zone file".to_owned());
     }
-    let mut name = Name::from_ascii(text).map_err(|error| error.to_string())?;
     if text.is_empty() {
         return Err("write \".\" for the root".to_owned());
     }
+    let mut name = Name::from_ascii(text).map_err(|_| "not the name of a domain".to_owned())?;
     name.set_fqdn(true);
     Ok(name)
 }

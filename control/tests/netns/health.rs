@@ -156,3 +156,24 @@ fn a_server_that_dies_is_out_soon_and_one_that_returns_is_in_without_a_failed_re
     let lines = lab.shunt().log();
     assert!(lines.contains("server 10.2.0.12:443 is down: tcp 10.2.0.12:443: connection refused"), "{lines}");
 }
+
+#[test]
+fn a_program_that_runs_as_nobody_says_who_takes_part() {
+    let mut lab = Lab::new("health-exec", PLAIN);
+    let ill = std::env::temp_dir().join(format!("shunt-ill-{}", std::process::id()));
+    std::fs::create_dir(&ill).unwrap();
+    let program = format!("test $(id -u) = 65534 && test ! -e {}/$SHUNT_ADDRESS", ill.display());
+    let check = format!("kind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"{program}\"]");
+    // A program takes longer than a connection.
+    let patient = services(&check, "").replace(&format!("timeout = \"{TIMEOUT_MS}ms\""), "timeout = \"5s\"");
+    start(&mut lab, patient);
+    await_states(&mut lab, ["up"; 3]);
+    std::fs::write(ill.join("10.2.0.12"), "").unwrap();
+    await_states(&mut lab, ["up", "down", "up"]);
+    for (_, vip) in MODES.iter().cycle().take(12) {
+        let answer = lab.sh("client", &format!("curl -fsS --max-time 5 http://{vip}:443/"));
+        assert!(matches!(answer.trim(), "rs1" | "rs3"), "{answer}");
+    }
+    std::fs::remove_dir_all(&ill).unwrap();
+    await_states(&mut lab, ["up"; 3]);
+}
