@@ -1,7 +1,10 @@
 //! What a process must be allowed to do here: the kernel's capabilities, by the names of capabilities(7).
 
 use rustix::process::{Resource, getrlimit};
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
+};
 
 use crate::config::{Config, Driver};
 
@@ -64,6 +67,41 @@ pub struct Powerless {
 fn list(capabilities: &[Capability]) -> String {
     let names: Vec<_> = capabilities.iter().map(|capability| capability.name()).collect();
     names.join(", ")
+}
+
+/// What is kept once ports are open and memory is locked: for addresses, neighbours, the guard and offloads; for
+/// gratuitous ARP and checks by ping; for the maps of XDP programs; for programs that check servers, which run as somebody
+/// else and are killed when their time is over.
+pub const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::BPF)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::KILL);
+
+/// Gives up for ever what is not [`KEPT`], for this thread, the threads that it starts and the programs that they run.
+/// What cannot be given up is logged: the daemon runs with it as well.
+pub fn drop_rest() {
+    let dropped = || -> rustix::io::Result<()> {
+        set_no_new_privs(true)?;
+        let has = capabilities(None)?;
+        // Before Linux 5.8 CAP_SYS_ADMIN stands for CAP_BPF.
+        let old = !has.permitted.contains(CapabilitySet::BPF);
+        let kept = if old { KEPT.union(CapabilitySet::SYS_ADMIN) } else { KEPT };
+        for other in CapabilitySet::all().difference(kept).iter() {
+            // One that this kernel does not know, or a process that may not: what it has not got it cannot pass on.
+            let _ = remove_capability_from_bounding_set(other);
+        }
+        let sets = CapabilitySets {
+            effective: has.effective.intersection(kept),
+            permitted: has.permitted.intersection(kept),
+            inheritable: has.inheritable.intersection(kept),
+        };
+        set_capabilities(None, sets)
+    };
+    if let Err(error) = dropped() {
+        tracing::warn!("capabilities that are not needed any more cannot be given up: {error}");
+    }
 }
 
 /// Whether this process may run the daemon of `config`.

@@ -11,7 +11,7 @@ use shunt_dataplane::snapshot::{Builder, PortInfo, Snapshot};
 use shunt_engine::PortId;
 use shunt_engine::steer::Prefix;
 
-use crate::config::{self, AddressPorts, Config, OnDown, ServerPort};
+use crate::config::{self, AddressPorts, Config, OnDown, ServerPort, ServerState};
 use crate::drain;
 use crate::health::Standing;
 use crate::kernel::{Address, Kernel, Route, Way};
@@ -252,7 +252,7 @@ fn server(service: &config::Service, typed: &config::Server, numbers: &Numbers) 
         mode: typed.mode,
         weight: weight(typed),
         drain_at: drain::deadline(typed),
-        down: matches!(typed.standing, Standing::Out(_)),
+        down: matches!(typed.standing, Standing::Out(_)) || typed.state == ServerState::Disabled,
         thresholds: typed.thresholds,
         hop: None,
     }

@@ -58,8 +58,12 @@ pub enum Happened {
     },
     /// A configuration is in force.
     Configuration {
+        /// `reload`, `edit` or `rollback`.
+        cause: String,
         /// The number of its snapshot.
         generation: u64,
+        /// How many things differ from the one before.
+        changes: usize,
     },
     /// A configuration was refused; nothing has changed.
     Refused {
@@ -98,7 +102,7 @@ impl std::fmt::Display for Happened {
             }
             Self::Quorum { service, state } => write!(out, "service {service}: quorum {state}"),
             Self::Servers { service, using } => write!(out, "service {service}: uses {using} servers"),
-            Self::Configuration { generation } => {
+            Self::Configuration { generation, .. } => {
                 write!(out, "configuration in force: generation {generation}")
             }
             Self::Refused { error } => write!(out, "configuration refused, nothing has changed: {error}"),
@@ -123,8 +127,8 @@ impl Happened {
             Self::Servers { service, using } => {
                 return tracing::warn!(event = "servers", %service, %using, "{self}");
             }
-            Self::Configuration { generation } => {
-                return tracing::info!(event = "configuration", generation, "{self}");
+            Self::Configuration { cause, generation, changes } => {
+                return tracing::info!(event = "configuration", cause, generation, changes, "{self}");
             }
             Self::Refused { .. } => "refused",
             Self::Lost { .. } => "lost",
@@ -206,8 +210,12 @@ impl Events {
 mod tests {
     use super::*;
 
+    fn configuration(generation: u64) -> Happened {
+        Happened::Configuration { cause: "edit".into(), generation, changes: 1 }
+    }
+
     fn tell(events: &Events, many: u64) {
-        (0..many).for_each(|generation| events.tell(Happened::Configuration { generation }));
+        (0..many).for_each(|generation| events.tell(configuration(generation)));
     }
 
     fn numbers(events: &[Event]) -> Vec<u64> {

@@ -1,4 +1,4 @@
-//! Changes while running: a new file, or a kernel that changed. Either way one new snapshot, in force everywhere
+//! Changes while running: a new configuration, or a kernel that changed. Either way one new snapshot, in force everywhere
 //! before the caller hears of it, and the outside world changed in the order that loses nothing.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,6 @@ use shunt_engine::clock::Clock;
 use shunt_engine::steer::Rule;
 
 use crate::addresses::{self, LedgerError};
-use crate::admin::view::Reloaded;
 use crate::announce::announce;
 use crate::compile::{compile, stations};
 use crate::config::Config;
@@ -21,20 +20,18 @@ use crate::netlink::Tables;
 use crate::supervisor::Daemon;
 
 impl Daemon {
-    /// Reads the file again and puts it in force.
+    /// Puts `config` in force. Returns the generation.
     ///
     /// # Errors
-    /// With the text for people, when the file is bad or cannot be put in force; nothing has changed then.
-    pub(crate) async fn reload(&mut self) -> Result<Reloaded, String> {
-        let loaded = Config::load(&self.file, false).map_err(|error| error.to_string())?;
-        let mut config = loaded.config;
+    /// With the text for people, when it cannot be put in force; nothing has changed then.
+    pub(crate) async fn put_in_force(
+        &mut self,
+        mut config: Config,
+        warnings: &mut Vec<String>,
+    ) -> Result<u64, String> {
         let fixed = needs_restart(&self.config, &config);
         if !fixed.is_empty() {
-            return Err(format!(
-                "{}: {} cannot change without a restart",
-                self.file.display(),
-                fixed.join(", ")
-            ));
+            return Err(format!("{} cannot change without a restart", fixed.join(", ")));
         }
         let ports = addresses::kernel_ports();
         self.health.watch().carry_over(&mut config, Clock::System.now());
@@ -45,15 +42,13 @@ impl Daemon {
         }
         let mut numbers = self.numbers.clone();
         let compiled = compile(&config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current());
-        let snapshot = compiled.map_err(|error| format!("{}: {error}", self.file.display()))?;
+        let snapshot = compiled.map_err(|error| error.to_string())?;
         let rules = snapshot.steering();
         self.widen(&rules).await?;
         self.numbers = numbers;
         self.config = config;
         self.health.alter(|watch, now| watch.configure(&self.config, now));
-        let mut warnings: Vec<String> = loaded.warnings.lines().map(str::to_owned).collect();
-        let generation = self.replace(snapshot, rules, &mut warnings).await;
-        Ok(Reloaded { generation, warnings: warnings.join("\n") })
+        Ok(self.replace(snapshot, rules, warnings).await)
     }
 
     /// Puts in force what the checks of servers have found.
@@ -258,7 +253,7 @@ impl Daemon {
 }
 
 /// Parts of the file that are fixed while the daemon runs and differ.
-fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let mut differ = Vec::new();
     let engine = |config: &Config| crate::config::Engine { manage_addresses: true, ..config.engine.clone() };
     if engine(old) != engine(new) {
@@ -266,6 +261,9 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     }
     if old.api != new.api {
         differ.push("[api]");
+    }
+    if old.metrics != new.metrics {
+        differ.push("[metrics]");
     }
     if old.ports != new.ports {
         differ.push("[[port]]");
@@ -293,8 +291,10 @@ mod tests {
     fn what_is_fixed_while_running_is_named() {
         let old = config("[[port]]\ninterface = \"eth0\"\n");
         assert!(needs_restart(&old, &old).is_empty());
-        let new = config("[engine]\nworkers = 2\n[[port]]\ninterface = \"eth1\"\n[api]\nsocket = \"/a\"\n");
-        assert_eq!(needs_restart(&old, &new), ["[engine]", "[api]", "[[port]]"]);
+        let new = config(
+            "[engine]\nworkers = 2\n[[port]]\ninterface = \"eth1\"\n[api]\nsocket = \"/a\"\n[metrics]\nlisten = \"[::1]:9110\"\n",
+        );
+        assert_eq!(needs_restart(&old, &new), ["[engine]", "[api]", "[metrics]", "[[port]]"]);
         let unmanaged = config("[engine]\nmanage_addresses = false\n[[port]]\ninterface = \"eth0\"\n");
         assert!(needs_restart(&old, &unmanaged).is_empty());
     }

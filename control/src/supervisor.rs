@@ -4,6 +4,7 @@
 //! answers for our addresses (guard), then we take their packets (steering), then the world hears of them
 //! (addresses); at the end the other way round.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,26 +23,28 @@ use shunt_engine::publish::{self, Publisher};
 use shunt_engine::punt::Punt;
 use shunt_engine::steer::Rule;
 use shunt_engine::{Instant, Mempool, PortId, WorkerId, ring};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::addresses::{self, AddressError, Ledger, LedgerError, Ours};
 use crate::admin::connections::Dumps;
 use crate::admin::socket::{SocketError, claim};
-use crate::admin::view::Reloaded;
 use crate::admin::{Ask, server};
 use crate::announce::announce;
 use crate::capabilities::{self, Powerless};
 use crate::compile::{OpenPort, compile, stations};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Sources};
 use crate::devices;
 use crate::drain;
-use crate::events::{self, Happened};
+use crate::events;
 use crate::guard::{self, GuardError};
 use crate::health::driver::Driver;
+use crate::history::History;
 use crate::kernel::Kernel;
 use crate::neighbours;
 use crate::netlink::{Events, Netlink, NetlinkError, Ruleset, Tables};
+use crate::notify;
 use crate::offloads;
 use crate::recent::{self, Counts, Recent};
 use crate::rss::{self, RssMatch};
@@ -63,6 +66,14 @@ pub enum RunError {
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The port for metrics.
+    #[error("metrics.listen {address}: {source}")]
+    Metrics {
+        /// What was configured.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// A port.
     #[error("port {0}{remedy}", remedy = remedy(.0))]
     Port(#[from] PortError),
@@ -113,6 +124,7 @@ fn remedy(error: &PortError) -> &'static str {
 /// A running daemon.
 pub struct Daemon {
     pub(crate) file: PathBuf,
+    pub(crate) history: History,
     pub(crate) config: Config,
     pub(crate) kernel: Kernel,
     pub(crate) netlink: Netlink,
@@ -152,12 +164,13 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     capabilities::to_run(&loaded.config)?;
     // Signals are caught from here on, so that one that comes during the start ends it politely too.
     let mut signals = Signals::new().map_err(resources("catch signals"))?;
-    let (listener, _claim) = claim(&loaded.config.api.socket).await?;
+    let (listener, _claim) = claim(&loaded.config.api.socket, loaded.config.api.group.as_deref()).await?;
+    let metrics = listen(loaded.config.metrics).await?;
     // Events are heard before the first reading, so that no change falls between.
     let changes = watch(Events::open()?);
     let losses = watch_guard(Ruleset::open()?);
     let socket = loaded.config.api.socket.clone();
-    let mut daemon = match Daemon::open(file, loaded.config).await {
+    let mut daemon = match Daemon::open(file, loaded.config, loaded.sources).await {
         Ok(daemon) => daemon,
         Err(error) => {
             // Ports that were open are closed by now.
@@ -168,15 +181,26 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     let lived = match daemon.establish().await {
         Ok(()) => {
             let (asks, asked) = mpsc::channel(server::ASKS_MAX);
+            if let Some(metrics) = metrics {
+                tokio::spawn(server::serve_metrics(metrics, asks.clone()));
+            }
             tokio::spawn(server::serve(listener, asks, daemon.events.clone()));
             daemon.check_servers();
             tracing::info!(file = %file.display(), "running");
+            notify::ready(&daemon.in_short());
             daemon.live(&mut signals, changes, losses, asked).await
         }
         Err(error) => Err(error),
     };
     daemon.close().await;
     lived
+}
+
+/// Opens the port for metrics, if there is to be one.
+async fn listen(address: Option<SocketAddr>) -> Result<Option<TcpListener>, RunError> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|source| RunError::Metrics { address, source })
 }
 
 fn warn(warnings: &str) {
@@ -228,7 +252,7 @@ fn watch_guard(mut ruleset: Ruleset) -> mpsc::Receiver<()> {
 
 impl Daemon {
     /// Opens ports and starts workers. Nothing outside has changed when it fails.
-    async fn open(file: &Path, mut config: Config) -> Result<Self, RunError> {
+    async fn open(file: &Path, mut config: Config, sources: Sources) -> Result<Self, RunError> {
         drain::carry_over(None, &mut config, Clock::System.now());
         let health = Driver::new(random()?);
         health.watch().carry_over(&mut config, Clock::System.now());
@@ -262,6 +286,7 @@ impl Daemon {
         let counters: Vec<_> = pipelines.iter().map(Pipeline::counters).collect();
         let links = ring::mesh(engine.workers).map_err(resources("connect the workers"))?;
         let made = devices::workers(engine, &mut devices, pipelines, pools, links, punt.as_ref())?;
+        capabilities::drop_rest();
         let workers_started = Clock::System.now();
         let workers = Workers::start(made, cores).map_err(resources("start the workers"))?;
         for warning in workers.placements().iter().filter_map(|placement| placement.warning.as_ref()) {
@@ -272,6 +297,7 @@ impl Daemon {
         let (file, started) = (file.to_owned(), tokio::time::Instant::now());
         Ok(Self {
             file,
+            history: History::new(sources),
             config,
             kernel,
             netlink,
@@ -334,7 +360,9 @@ impl Daemon {
         let mut probe = tokio::time::interval(neighbours::PROBE_INTERVAL);
         let mut note = tokio::time::interval(recent::EVERY);
         let mut standings = self.health.changes();
-        for interval in [&mut probe, &mut note] {
+        let watched = notify::every();
+        let mut alive = tokio::time::interval(watched.unwrap_or(Duration::MAX));
+        for interval in [&mut probe, &mut note, &mut alive] {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
         loop {
@@ -343,34 +371,21 @@ impl Daemon {
                 Some(()) = losses.recv() => self.guard_again().await,
                 Some(()) = standings.recv() => self.standings_changed(),
                 Some(ask) = asked.recv() => self.answer(ask).await,
-                _ = signals.hangup.recv() => drop(self.reload_and_log().await),
+                _ = signals.hangup.recv() => drop(self.reload().await),
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
                 _ = probe.tick() => self.look_after().await?,
                 _ = note.tick() => self.note(),
+                _ = alive.tick(), if watched.is_some() => notify::alive(),
             }
         }
     }
 
-    async fn answer(&mut self, ask: Ask) {
-        // Who has hung up meanwhile does not want the answer any more.
-        match ask {
-            Ask::Status(answer) => drop(answer.send(self.status())),
-            Ask::Workers(answer) => drop(answer.send(self.workers_view())),
-            Ask::Counters(answer) => drop(answer.send(self.counters_view())),
-            Ask::Connections(answer) => drop(answer.send(self.connections_access())),
-            Ask::Reload(answer) => drop(answer.send(self.reload_and_log().await)),
-        }
-    }
-
-    /// A reload, whoever asked for it: the log tells what was in force when.
-    async fn reload_and_log(&mut self) -> Result<Reloaded, String> {
-        let reloaded = self.reload().await;
-        self.events.tell(match &reloaded {
-            Ok(reloaded) => Happened::Configuration { generation: reloaded.generation },
-            Err(error) => Happened::Refused { error: error.clone() },
-        });
-        reloaded
+    /// What runs, in a line.
+    pub(crate) fn in_short(&self) -> String {
+        let services = &self.config.services;
+        let servers: usize = services.iter().map(|service| service.servers.len()).sum();
+        format!("{} services, {servers} servers, generation {}", services.len(), self.publisher.in_force().0)
     }
 
     /// Notes what the workers have counted.
@@ -395,6 +410,7 @@ impl Daemon {
     /// Leaves the machine as it was. Goes on whatever fails, and says what did.
     async fn close(mut self) {
         tracing::info!("stopping");
+        notify::stopping();
         if let Ok(kernel) = self.netlink.read().await {
             self.kernel = kernel;
         }

@@ -157,7 +157,7 @@ impl Director {
             .map(|(slot, name)| (ServerId { slot, generation: 0 }, ("web".to_owned(), name.to_owned())));
         let names = HashMap::from(names);
         let access = Access { dumps: Dumps::new(inquiries, workers.wakers().clone()), names };
-        let (listener, claim) = claim(&folder.join("shunt.sock")).await.unwrap();
+        let (listener, claim) = claim(&folder.join("shunt.sock"), None).await.unwrap();
         let (asks, mut asked) = mpsc::channel(ASKS_MAX);
         tokio::spawn(serve(listener, asks, Events::default()));
         tokio::spawn(async move {

@@ -5,6 +5,12 @@
 #[path = "../../engine/tests/common/mod.rs"]
 mod netns;
 
+#[path = "daemon/changes.rs"]
+mod changes;
+#[path = "daemon/service.rs"]
+mod service;
+
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -76,9 +82,15 @@ impl Lab {
     }
 
     fn start(&mut self) {
+        self.start_with(&[], &[]);
+    }
+
+    /// Starts the daemon with more arguments, and more in its environment.
+    fn start_with(&mut self, arguments: &[&str], environment: &[(&str, &str)]) {
         let log = std::fs::File::create(self.folder.join("log")).unwrap();
         let mut command = self.command(SHUNT);
-        command.arg("run").arg("-c").arg(self.file()).stdout(Stdio::null()).stderr(log);
+        command.arg("run").arg("-c").arg(self.file()).args(arguments).stdout(Stdio::null()).stderr(log);
+        command.envs(environment.iter().copied());
         self.daemon = Some(command.spawn().unwrap());
         let started = Instant::now();
         while !self.shunt(&["status"]).status.success() {
@@ -264,7 +276,7 @@ fn a_reload_adds_and_removes_services_and_keeps_servers() {
     assert_eq!(status["services"].as_array().unwrap().len(), 2);
     assert_eq!(status["services"][0]["servers"][1]["weight"], 0);
     assert!(lab.addresses().contains("203.0.113.20/32"));
-    lab.logs("reloaded generation=");
+    lab.logs("event=\"configuration\" cause=\"reload\" generation=");
     let guard = lab.shows("nft", &["list", "ruleset"]);
     assert!(guard.contains("203.0.113.20 . udp . 53") && guard.contains("@servers4"), "{guard}");
 
@@ -471,7 +483,7 @@ fn clients_that_ask_slowly_or_nonsense_delay_neither_a_reload_nor_the_end() {
     for _ in 0..100 {
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
-    lab.logs("reloaded");
+    lab.logs("cause=\"reload\"");
     let other = lab.command(SHUNT).args(["run", "-c"]).arg(lab.file()).output().unwrap();
     refused(&other, "a daemon is running on it");
     let asked = Instant::now();
@@ -630,6 +642,7 @@ fn who_may_not_run_it_hears_why_and_who_has_the_capabilities_need_not_be_root() 
     let mut lab = Lab::new("nobody");
     // Where everybody may read and write.
     std::os::unix::fs::chown(&lab.folder, Some(65534), Some(65534)).unwrap();
+    std::fs::set_permissions(&lab.folder, std::fs::Permissions::from_mode(0o777)).unwrap();
     let program = lab.folder.join("shunt");
     std::fs::copy(SHUNT, &program).unwrap();
     let mut powerless = as_nobody(&lab, "");

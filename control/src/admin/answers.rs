@@ -1,7 +1,6 @@
 //! The daemon's answers to questions about it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use shunt_dataplane::counters::{Event, Gauge, ServerField, drop_reason, event, gauge, server};
 use shunt_dataplane::server::{Mode, ServerId};
@@ -12,13 +11,15 @@ use shunt_engine::report::{WorkerCounter, WorkerView};
 use shunt_engine::turn_times::TurnTimes;
 use shunt_engine::{Duration, PortId};
 
+use super::Ask;
 use super::connections::Access;
+use super::metrics::Scrape;
 use super::view::{
     Counter, Counters, Load, Persistence, Port, Queue, Recent, Server, Service, Status, Thresholds, Traffic,
     Turns, Worker, Workers,
 };
 use crate::compile::weight;
-use crate::config::{self, ServerPort};
+use crate::config::{self, Word};
 use crate::drain;
 use crate::handoff::{self, Facts, PortFacts};
 use crate::health::watch::Watch;
@@ -27,6 +28,23 @@ use crate::rss::RssMatch;
 use crate::supervisor::Daemon;
 
 impl Daemon {
+    pub(crate) async fn answer(&mut self, ask: Ask) {
+        // Who has hung up meanwhile does not want the answer any more.
+        match ask {
+            Ask::Status(answer) => drop(answer.send(self.status())),
+            Ask::Workers(answer) => drop(answer.send(self.workers_view())),
+            Ask::Counters(answer) => drop(answer.send(self.counters_view())),
+            Ask::Metrics(answer) => drop(answer.send(self.scrape())),
+            Ask::Connections(answer) => drop(answer.send(self.connections_access())),
+            Ask::Config(answer) => drop(answer.send(self.config_text())),
+            Ask::Diff(sources, answer) => drop(answer.send(self.diff(sources))),
+            Ask::Reload(answer) => drop(answer.send(self.reload().await)),
+            Ask::RollBack(answer) => drop(answer.send(self.roll_back().await)),
+            Ask::Edit(edit, save, answer) => drop(answer.send(self.edit(&edit, save).await)),
+            Ask::Save(answer) => drop(answer.send(self.save())),
+        }
+    }
+
     pub(crate) fn status(&self) -> Status {
         let port = |caps: &PortCaps| Port {
             interface: caps.name.clone(),
@@ -46,6 +64,10 @@ impl Daemon {
             ports: self.devices.iter().map(|device| port(device.caps())).collect(),
             services: self.config.services.iter().map(|service| self.service(service, &watch)).collect(),
         }
+    }
+
+    fn scrape(&self) -> Scrape {
+        Scrape { status: self.status(), workers: self.workers_view(), counters: self.counters_view() }
     }
 
     fn service(&self, service: &config::Service, watch: &Watch) -> Service {
@@ -71,21 +93,18 @@ impl Daemon {
 
     fn server(&self, service: &str, typed: &config::Server, watch: &Watch) -> Server {
         let id = self.numbers.server(service, typed);
-        let address = match typed.port {
-            ServerPort::Same => typed.address.to_string(),
-            ServerPort::Mapped(port) => SocketAddr::new(typed.address, port).to_string(),
-        };
         let snapshot = self.publisher.current();
         let hops = id.and_then(|id| snapshot.server(id)?.hop.as_ref());
         let hop = hops.and_then(|hops| snapshot.hop(hops.first()));
         Server {
             name: typed.name.clone(),
-            address,
+            address: config::server_address(typed),
             mode: typed.mode.name().to_owned(),
             weight: typed.weight,
             effective_weight: weight(typed),
             sorry: typed.sorry,
             health: watch.health(service, typed, Clock::System.now()),
+            state: typed.state.word().to_owned(),
             drains_for_seconds: drain::deadline(typed)
                 .map(|deadline| deadline.since(Clock::System.now()).as_millis().div_ceil(1000)),
             thresholds: typed.thresholds.map(|thresholds| Thresholds {
@@ -98,7 +117,7 @@ impl Daemon {
         }
     }
 
-    fn traffic(&self, id: ServerId) -> Traffic {
+    pub(crate) fn traffic(&self, id: ServerId) -> Traffic {
         let sum = |field| self.counters.iter().map(|counters| counters.get(server(id.slot, field))).sum();
         Traffic {
             active: sum(ServerField::Active),

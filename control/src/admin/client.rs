@@ -5,11 +5,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -62,7 +63,29 @@ const ANSWER_MAX: usize = 64 << 20;
 /// # Errors
 /// When the daemon does not run, refuses, or answers garbage.
 pub async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T, ClientError> {
-    let asked = tokio::time::timeout(TIMEOUT, exchange(socket, method, path));
+    answer(socket, method, path, Bytes::new()).await
+}
+
+/// Sends `question` to `path` and reads the answer.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn tell<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    question: &impl Serialize,
+) -> Result<T, ClientError> {
+    let body = serde_json::to_vec(question).map_err(|error| garbled(socket, error))?;
+    answer(socket, Method::POST, path, body.into()).await
+}
+
+async fn answer<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<T, ClientError> {
+    let asked = tokio::time::timeout(TIMEOUT, exchange(socket, method, path, body));
     let (status, body) = asked.await.map_err(|_| ClientError::Timeout(socket.to_owned()))??;
     if status != StatusCode::OK {
         return Err(refusal(status, &body));
@@ -80,7 +103,7 @@ pub async fn lines(
     mut read: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), ClientError> {
     let slow = |_| ClientError::Timeout(socket.to_owned());
-    let asked = tokio::time::timeout(TIMEOUT, request(socket, Method::GET, path));
+    let asked = tokio::time::timeout(TIMEOUT, request(socket, Method::GET, path, Bytes::new()));
     let mut response = asked.await.map_err(slow)??;
     if response.status() != StatusCode::OK {
         let status = response.status();
@@ -111,8 +134,13 @@ fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
     ClientError::Refused(problem.map_or_else(|_| status.to_string(), |problem| problem.error))
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
-    let response = request(socket, method, path).await?;
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let response = request(socket, method, path, body).await?;
     Ok((response.status(), whole(socket, response).await?))
 }
 
@@ -121,7 +149,12 @@ async fn whole(socket: &Path, response: Response<Incoming>) -> Result<Bytes, Cli
     Ok(body.map_err(|error| garbled(socket, error))?.to_bytes())
 }
 
-async fn request(socket: &Path, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
+async fn request(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, ClientError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
         ErrorKind::PermissionDenied => ClientError::Forbidden(socket.to_owned()),
@@ -132,7 +165,7 @@ async fn request(socket: &Path, method: Method, path: &str) -> Result<Response<I
     // Ends with the connection: when the answer was read, or is dropped.
     tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "shunt");
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| garbled(socket, error))?;
+    let request = request.body(Full::new(body)).map_err(|error| garbled(socket, error))?;
     sender.send_request(request).await.map_err(|error| garbled(socket, error))
 }
 

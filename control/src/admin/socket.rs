@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
+use rustix::fs::{Gid, Mode};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Why the socket could not be had.
@@ -16,6 +16,9 @@ pub enum SocketError {
     /// Something else lies there.
     #[error("api.socket {0}: is there and is no socket; remove it, or configure another path")]
     NoSocket(PathBuf),
+    /// Nobody is in the group because there is none.
+    #[error("api.group: there is no group {0:?} in /etc/group")]
+    NoGroup(String),
     /// A system call failed.
     #[error("api.socket {path}: cannot {action}: {source}")]
     Io {
@@ -49,12 +52,28 @@ pub async fn is_alive(path: &Path) -> bool {
     }
 }
 
-/// Listens on `path`, mode 0600. What a daemon that crashed left there is replaced.
+/// The number of the group `name`, which may be a number itself.
 ///
 /// # Errors
-/// When a daemon runs there, or the file system refuses.
-pub async fn claim(path: &Path) -> Result<(UnixListener, Claim), SocketError> {
+/// When there is none.
+pub fn group(name: &str) -> Result<Gid, SocketError> {
+    let known = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    // name:password:number:members, see group(5)
+    let number = known.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)).flatten()
+    });
+    let number = number.unwrap_or(name).parse().map_err(|_| SocketError::NoGroup(name.to_owned()))?;
+    Ok(Gid::from_raw(number))
+}
+
+/// Listens on `path`, mode 0600, or 0660 for the members of a `group`. What a daemon that crashed left there is replaced.
+///
+/// # Errors
+/// When a daemon runs there, there is no such group, or the file system refuses.
+pub async fn claim(path: &Path, group: Option<&str>) -> Result<(UnixListener, Claim), SocketError> {
     let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
+    let group = group.map(self::group).transpose()?;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(io("create its folder"))?;
     }
@@ -69,7 +88,13 @@ pub async fn claim(path: &Path) -> Result<(UnixListener, Claim), SocketError> {
     let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
     rustix::process::umask(mask);
-    Ok((listener.map_err(io("listen"))?, Claim { path: path.to_owned() }))
+    let claimed = (listener.map_err(io("listen"))?, Claim { path: path.to_owned() });
+    if let Some(group) = group {
+        let errno = |action| move |errno: rustix::io::Errno| io(action)(errno.into());
+        rustix::fs::chown(path, None, Some(group)).map_err(errno("give it to its group"))?;
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o660)).map_err(errno("open it to its group"))?;
+    }
+    Ok(claimed)
 }
 
 #[cfg(test)]
@@ -80,14 +105,14 @@ mod tests {
     async fn a_daemon_too_busy_to_take_another_client_keeps_its_socket() {
         let path = std::env::temp_dir().join(format!("shunt-busy-{}.sock", std::process::id()));
         assert!(!is_alive(&path).await);
-        let (listener, own) = claim(&path).await.unwrap();
+        let (listener, own) = claim(&path, None).await.unwrap();
         rustix::net::listen(&listener, 0).unwrap();
         let mut clients = Vec::new();
         while let Ok(client) = UnixStream::connect(&path).await {
             clients.push(client);
             assert!(clients.len() < 100, "the backlog is full at last");
         }
-        assert!(matches!(claim(&path).await, Err(SocketError::InUse(_))));
+        assert!(matches!(claim(&path, None).await, Err(SocketError::InUse(_))));
         drop(listener);
         assert!(!is_alive(&path).await, "nobody listens on what a crash has left");
         drop(own);

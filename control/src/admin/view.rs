@@ -106,6 +106,8 @@ pub struct Server {
     pub sorry: bool,
     /// What its checks say; null when it has none.
     pub health: Option<Health>,
+    /// `enabled`, `draining` or `disabled`, as the configuration says.
+    pub state: String,
     /// Seconds until its connections are reset; null unless it drains with a deadline.
     pub drains_for_seconds: Option<u64>,
     /// How many connections it may have; null for any number.
@@ -326,13 +328,89 @@ pub struct Connection {
     pub server_name: Option<String>,
 }
 
-/// The answer to `POST /v1/reload`.
+/// The answer to `POST /v1/reload`, `/v1/rollback` and `/v1/config/edit`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reloaded {
     /// The snapshot that is in force now.
     pub generation: u64,
+    /// How long that took, from the files' meaning to the last worker.
+    pub milliseconds: f64,
+    /// What differs from before.
+    pub changes: Vec<Change>,
     /// What people should know; empty when all is well.
     pub warnings: String,
+}
+
+/// One thing that differs between two configurations.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The service.
+    pub service: String,
+    /// The server, if it is about one.
+    pub server: Option<String>,
+    /// `added`, `removed` or `changed`.
+    pub what: String,
+    /// The key that changed.
+    pub key: Option<String>,
+    /// What it was.
+    pub before: Option<String>,
+    /// What it is.
+    pub after: Option<String>,
+    /// Live connections that feel it.
+    pub connections: u64,
+    /// How long these are kept; null when they lose their server at once.
+    pub kept_seconds: Option<u64>,
+}
+
+/// The question of `POST /v1/config/diff`: the files of a configuration, the one that includes others first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// All of them.
+    pub files: Vec<File>,
+}
+
+/// A configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// What it is called in messages.
+    pub path: String,
+    /// What stands in it.
+    pub text: String,
+}
+
+/// The answer to `POST /v1/config/diff`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Diff {
+    /// What would change.
+    pub changes: Vec<Change>,
+    /// Share of clients that a Maglev table would send to another server, 0 … 1, of services where it is not 0.
+    pub maglev: BTreeMap<String, f64>,
+    /// Live connections that would feel it.
+    pub connections: u64,
+    /// Parts that differ and cannot change while the daemon runs: with them the files would be refused.
+    pub needs_restart: Vec<String>,
+    /// Warnings about the files.
+    pub warnings: String,
+}
+
+/// `GET /v1/config`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigText {
+    /// Number of the snapshot every worker works with.
+    pub generation: u64,
+    /// Whether the files hold the same.
+    pub saved: bool,
+    /// What is in force, as one file.
+    pub text: String,
+}
+
+/// The answer to `POST /v1/config/save`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Files that were written: those that differed.
+    pub files: usize,
 }
 
 /// The answer when something is wrong.

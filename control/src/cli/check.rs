@@ -8,6 +8,7 @@ use shunt_engine::lcore;
 
 use super::output::print;
 use crate::addresses::{self, Ours};
+use crate::admin::socket::group;
 use crate::config::Config;
 use crate::devices;
 use crate::netlink::Netlink;
@@ -41,6 +42,9 @@ async fn against_kernel(config: &Config) -> anyhow::Result<Vec<String>> {
         if kernel.link_named(&port.interface).is_none() {
             eprintln!("warning: interface {:?} does not exist on this machine", port.interface);
         }
+    }
+    if let Some(Err(error)) = config.api.group.as_deref().map(group) {
+        eprintln!("warning: {error}");
     }
     if let Some(missing) = devices::missing_cores(&config.engine, &lcore::allowed()) {
         eprintln!("warning: {missing}");

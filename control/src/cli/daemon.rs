@@ -1,35 +1,31 @@
-//! `shunt run` and `shunt reload`.
+//! `shunt run`.
 
 use std::io::IsTerminal;
 use std::path::Path;
 
-use hyper::Method;
 use tracing_subscriber::EnvFilter;
 
-use super::output::print;
-use crate::admin::client::ask;
-use crate::admin::view::Reloaded;
 use crate::supervisor;
 
-/// Runs the daemon in the foreground. Its log goes to stderr; `RUST_LOG` says how much.
-pub(super) fn run(file: &Path) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,netlink_proto=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    super::runtime()?.block_on(supervisor::run(file))?;
-    Ok(())
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Log {
+    /// For people
+    Text,
+    /// An object per line
+    Json,
 }
 
-/// Has the daemon read its file again, and waits until that is in force.
-pub(super) fn reload(socket: &Path) -> anyhow::Result<()> {
-    let reloaded: Reloaded = super::runtime()?.block_on(ask(socket, Method::POST, "/v1/reload"))?;
-    if !reloaded.warnings.is_empty() {
-        eprintln!("{}", reloaded.warnings.trim_end());
+/// Runs the daemon in the foreground. Its log goes to stderr; `RUST_LOG` says how much.
+pub(super) fn run(file: &Path, log: Log) -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,netlink_proto=warn"));
+    let logger =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match log {
+        Log::Text => logger.with_ansi(std::io::stderr().is_terminal()).init(),
+        Log::Json => logger.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
     }
-    print(&format!("in force: generation {}\n", reloaded.generation))
+    super::runtime()?.block_on(supervisor::run(file))?;
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and who answers.
 
+mod change;
 mod check;
 mod cleanup;
 mod connections;
@@ -36,14 +37,38 @@ enum Command {
         /// The configuration file
         #[arg(short, long = "config", value_name = "FILE")]
         config: PathBuf,
+        /// How to write the log
+        #[arg(long, value_enum, default_value = "text")]
+        log: daemon::Log,
     },
     /// Check a configuration file: every error at once, with its place
     Check {
         /// The configuration file
         file: PathBuf,
     },
-    /// Have the running balancer read its configuration file again
+    /// Have the running balancer read its configuration files again, and wait until they are in force
     Reload(Daemon),
+    /// Go back to the configuration that was in force before the last reload or edit; again, to the one before that
+    Rollback(Daemon),
+    /// Show what a reload with this file would change: services, servers, live connections
+    Diff {
+        /// The configuration file
+        file: PathBuf,
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show or save the configuration in force
+    #[command(subcommand)]
+    Config(change::ConfigCommand),
+    /// Change a server of the running balancer
+    #[command(subcommand)]
+    Server(change::ServerCommand),
+    /// Add a service to the running balancer, or remove one
+    #[command(subcommand)]
+    Service(change::ServiceCommand),
     /// Remove what a balancer that crashed has left: addresses, neighbours, the guard table
     Cleanup(Daemon),
     /// Show services and servers, or workers and queues
@@ -132,9 +157,14 @@ pub fn run() -> ExitCode {
 
 fn obey(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run { config } => daemon::run(&config),
+        Command::Run { config, log } => daemon::run(&config, log),
         Command::Check { file } => check::check(&file),
-        Command::Reload(daemon) => daemon::reload(&daemon.socket),
+        Command::Reload(daemon) => change::reload(&daemon.socket),
+        Command::Rollback(daemon) => change::roll_back(&daemon.socket),
+        Command::Diff { file, daemon, json } => change::diff(&file, &daemon.socket, json),
+        Command::Config(command) => change::config(&command),
+        Command::Server(command) => change::server(command),
+        Command::Service(command) => change::service(command),
         Command::Cleanup(daemon) => cleanup::cleanup(&daemon.socket),
         Command::Status { daemon, workers: false, json } => show::status(&daemon.socket, json),
         Command::Status { daemon, workers: true, json } => show::workers(&daemon.socket, json),
@@ -163,13 +193,29 @@ mod tests {
     #[test]
     fn the_commands_are_what_the_manual_says() {
         assert!(
-            matches!(parse("shunt run -c a.toml"), Ok(Command::Run { config }) if config.ends_with("a.toml"))
+            matches!(parse("shunt run -c a.toml"), Ok(Command::Run { config, .. }) if config.ends_with("a.toml"))
         );
         assert!(matches!(parse("shunt check a.toml"), Ok(Command::Check { .. })));
         assert!(
             matches!(parse("shunt reload"), Ok(Command::Reload(daemon)) if daemon.socket.ends_with("run/shunt/shunt.sock"))
         );
         assert!(matches!(parse("shunt cleanup --socket /a"), Ok(Command::Cleanup(_))));
+        assert!(matches!(parse("shunt rollback"), Ok(Command::Rollback(_))));
+        assert!(matches!(parse("shunt diff a.toml --json"), Ok(Command::Diff { json: true, .. })));
+        for good in [
+            "shunt config show",
+            "shunt config save --socket /a",
+            "shunt server weight web rs1 5 --save",
+            "shunt server drain web rs1",
+            "shunt server disable web 10.0.0.11:8080",
+            "shunt server enable web rs1",
+            "shunt server add web 10.0.0.14:80 weight=3 name=rs4 --save",
+            "shunt server remove web rs1 --socket /a",
+            "shunt service add dns protocol=udp listen=203.0.113.10:53 mode=dr",
+            "shunt service remove dns",
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
         assert!(matches!(
             parse("shunt status --json"),
             Ok(Command::Status { json: true, workers: false, .. })

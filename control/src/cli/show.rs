@@ -12,6 +12,7 @@ use super::table::{Table, bytes};
 use super::{runtime, workers};
 use crate::admin::client::ask;
 use crate::admin::view::{Counter, Counters, Persistence, Server, Service, Status, Workers};
+use crate::config::{ServerState, Word};
 
 pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
     show::<Status>(socket, "/v1/status", json, status_text)
@@ -104,6 +105,9 @@ fn status_text(status: &Status) -> String {
                     if thresholds.full { ": full" } else { "" }
                 ));
             }
+            if server.state == ServerState::Draining.word() || server.state == ServerState::Disabled.word() {
+                cells.push(format!("({})", server.state));
+            }
             if server.next_hop.is_none() {
                 cells.push("(next hop unknown)".to_owned());
             }
@@ -194,6 +198,7 @@ mod tests {
             effective_weight: 2,
             sorry: false,
             health: None,
+            state: "enabled".into(),
             drains_for_seconds: None,
             thresholds: None,
             next_hop: Some("02:00:00:00:00:11".into()),

@@ -3,6 +3,8 @@
 
 mod check;
 mod diagnostic;
+mod diff;
+mod edit;
 mod health;
 mod http_check;
 mod listen;
@@ -12,6 +14,7 @@ mod parse;
 mod persistence;
 mod raw;
 mod resolve;
+mod save;
 mod scheduler;
 mod service;
 mod shape;
@@ -21,7 +24,7 @@ mod timeouts;
 mod words;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,11 +45,16 @@ use crate::health::service::Policy;
 
 pub use check::Asks;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use diff::{Change, What, between, server_address};
+pub use edit::Edit;
 pub use health::called_port;
 pub use listen::Listen;
+pub use save::Prepared;
 pub use scheduler::describe as describe_scheduler;
 pub use sources::{FILES_MAX, Source, Sources};
-pub use words::{CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Initial, OnDown, Word, XdpMode};
+pub use words::{
+    CheckKind, DnsCode, DnsType, Driver, HttpMethod, Idle, Initial, OnDown, ServerState, Word, XdpMode,
+};
 
 /// What a configuration file means. Nothing is optional any more.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +63,8 @@ pub struct Config {
     pub engine: Engine,
     /// `[api]`
     pub api: Api,
+    /// `[metrics]`: where they are to be had besides the API's socket; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// `[[port]]`, at least one.
     pub ports: Vec<Port>,
     /// `[[service]]`. What is the same from one configuration to the next is the very same ([`Self::share`]), so that
@@ -95,6 +105,8 @@ impl Engine {
 pub struct Api {
     /// The Unix socket.
     pub socket: PathBuf,
+    /// The group whose members may use it besides its owner, by name or number; `None`: nobody.
+    pub group: Option<String>,
 }
 
 /// Where `shunt` is asked when nothing else is configured.
@@ -209,8 +221,10 @@ pub struct Server {
     pub port: ServerPort,
     /// How packets reach it.
     pub mode: Mode,
-    /// Share of new connections; 0 takes none.
+    /// Share of new connections; 0 takes none. Whatever the file says, 0 unless it is enabled.
     pub weight: u32,
+    /// Whether it is in use.
+    pub state: ServerState,
     /// How long it keeps its connections when it takes no new ones; `None` keeps them until they end by themselves.
     pub drain: Option<Duration>,
     /// Since when it has taken no new ones. No file says so: the daemon does ([`crate::drain`]).

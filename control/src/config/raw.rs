@@ -19,6 +19,7 @@ pub(super) struct File {
     pub(super) _include: Vec<String>,
     pub(super) engine: Engine,
     pub(super) api: Api,
+    pub(super) metrics: Metrics,
     pub(super) timeouts: Timeouts,
     pub(super) port: Vec<Spanned<Port>>,
     pub(super) service: Vec<Spanned<Service>>,
@@ -98,6 +99,14 @@ pub(super) enum Cores {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Api {
     pub(super) socket: Typed<String>,
+    pub(super) group: Typed<String>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub(super) listen: Typed<String>,
 }
 
 /// `[timeouts]` and `[service.timeouts]`
@@ -169,6 +178,7 @@ pub(super) struct Server {
     pub(super) name: Typed<String>,
     pub(super) address: Typed<String>,
     pub(super) weight: Typed<Number>,
+    pub(super) state: Typed<String>,
     pub(super) drain: Typed<String>,
     pub(super) max_connections: Typed<Number>,
     pub(super) resume_connections: Typed<Number>,

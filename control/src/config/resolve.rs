@@ -1,6 +1,7 @@
 //! From the file as typed to what it means: types beyond TOML's, defaults, bounds. Services are [`super::service`]'s,
 //! what must not overlap is [`super::overlap`]'s.
 
+use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub(super) fn resolve(sources: &Sources, diagnostics: &mut Diagnostics) -> Optio
     Some(Config {
         engine: engine(&file.engine, diagnostics),
         api: api(&file.api, diagnostics),
+        metrics: metrics(&file.metrics, diagnostics),
         ports: ports(&file.port, diagnostics),
         services: services.into_iter().map(|placed| Arc::new(placed.service)).collect(),
     })
@@ -239,7 +241,8 @@ fn cores(typed: &raw::Engine, workers: u16, diagnostics: &mut Diagnostics) -> Ve
 }
 
 fn api(typed: &raw::Api, diagnostics: &mut Diagnostics) -> Api {
-    let Some(socket) = &typed.socket else { return Api { socket: SOCKET.into() } };
+    let group = typed.group.as_ref().map(|group| group.as_ref().clone());
+    let Some(socket) = &typed.socket else { return Api { socket: SOCKET.into(), group } };
     let path = PathBuf::from(socket.as_ref());
     if !path.is_absolute() {
         diagnostics.error(socket.span(), "api.socket: not an absolute path", "must begin with /");
@@ -247,7 +250,20 @@ fn api(typed: &raw::Api, diagnostics: &mut Diagnostics) -> Api {
         let label = format!("the kernel allows {SOCKET_LEN_MAX} bytes");
         diagnostics.error(socket.span(), "api.socket: the path is too long", label);
     }
-    Api { socket: path }
+    Api { socket: path, group }
+}
+
+fn metrics(typed: &raw::Metrics, diagnostics: &mut Diagnostics) -> Option<SocketAddr> {
+    let typed = typed.listen.as_ref()?;
+    let listen: Option<SocketAddr> =
+        typed.as_ref().parse().ok().filter(|listen: &SocketAddr| listen.port() > 0);
+    if listen.is_none() {
+        let message = format!("metrics.listen: {:?} is not possible", typed.as_ref());
+        diagnostics
+            .error(typed.span(), message, "not an address with a port")
+            .help("write it as \"127.0.0.1:9110\" or \"[::1]:9110\"");
+    }
+    listen
 }
 
 /// sun_path of unix(7) has 108 bytes, the last of them zero.

@@ -20,7 +20,7 @@ use super::raw;
 use super::resolve::{duration, integer, word};
 use super::scheduler::{check_slots, scheduler};
 use super::thresholds::thresholds;
-use super::words::Word;
+use super::words::{ServerState, Word};
 use super::{AddressPorts, Server, ServerHealth, ServerPort, Service};
 use crate::health::Standing;
 
@@ -351,6 +351,8 @@ fn resolve_server(
     let key = |key: &str| format!("{what} {key}");
     let mode = word(&key("mode"), &typed.mode, defaults.mode, diagnostics);
     let weight = integer(&key("weight"), &typed.weight, 1, 0..=65_535, diagnostics);
+    let state = word(&key("state"), &typed.state, ServerState::Enabled, diagnostics);
+    let weight = if state == ServerState::Enabled { weight } else { 0 };
     let drain = duration(&key("drain"), &typed.drain, diagnostics).or(defaults.drain);
     let health = match sorry {
         true => health::unchecked(&what, typed, diagnostics),
@@ -383,6 +385,7 @@ fn resolve_server(
         port,
         mode,
         weight,
+        state,
         drain,
         draining: None,
         thresholds,

@@ -15,7 +15,7 @@ use super::resolve::list;
 const ERRORS_MAX: usize = 50;
 
 /// Tables whose values mean nothing to the others: the rest of the file makes sense without a wrong one.
-const APART: [&str; 3] = ["engine", "api", "timeouts"];
+const APART: [&str; 4] = ["engine", "api", "metrics", "timeouts"];
 
 /// A file as typed. Unknown keys are reported and left out, and so are values of a wrong type in the tables
 /// [`APART`]; `None` after any other error, for what a service means without a value that was meant is anybody's guess.

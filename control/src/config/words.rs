@@ -74,6 +74,18 @@ words! {
 }
 
 words! {
+    /// `service.server.state`: whether a server is in use.
+    ServerState: "state of a server" {
+        /// It is.
+        Enabled = "enabled",
+        /// It takes no new connections and keeps those it has, as with weight 0.
+        Draining = "draining",
+        /// As if it had been found dead: no new connections, and UDP flows leave it at once.
+        Disabled = "disabled",
+    }
+}
+
+words! {
     /// `check.kind`: what a check asks.
     CheckKind: "kind of check" {
         /// Whether the address answers an ICMP echo.

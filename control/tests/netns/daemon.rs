@@ -66,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) servers: Vec<u8>,
     /// Whether there are the same services in IPv6, too.
     pub(crate) v6: bool,
+    /// Whether services are in the opposite order.
+    pub(crate) backwards: bool,
     /// Text at the end of the file.
     pub(crate) more: String,
 }
@@ -73,7 +75,14 @@ pub(crate) struct Config {
 impl Config {
     /// One worker, three servers.
     pub(crate) fn new(driver: Driver) -> Self {
-        Self { driver, workers: 1, servers: vec![11, 12, 13], v6: false, more: String::new() }
+        Self {
+            driver,
+            workers: 1,
+            servers: vec![11, 12, 13],
+            v6: false,
+            backwards: false,
+            more: String::new(),
+        }
     }
 
     /// Four modes on the lab's VIPs: HTTP on port 80, on port 8000 mapped to the servers' 8080 where the mode can, and
@@ -90,7 +99,11 @@ impl Config {
             self.workers
         );
         let v6 = MODES_V6.into_iter().filter(|_| self.v6);
-        for (mode, vip) in MODES.into_iter().chain(v6) {
+        let mut modes: Vec<_> = MODES.into_iter().chain(v6).collect();
+        if self.backwards {
+            modes.reverse();
+        }
+        for (mode, vip) in modes {
             self.service(&mut text, mode, "web", (vip, 80), "tcp", 80);
             self.service(&mut text, mode, "echo", (vip, 9000), "udp", 9000);
             if matches!(mode, "fullnat" | "nat") {

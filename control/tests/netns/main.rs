@@ -29,6 +29,7 @@ mod persist;
 mod port_reuse;
 mod prefix;
 mod reload;
+mod reloads;
 mod schedulers;
 mod stop;
 mod traceroute;

@@ -58,7 +58,7 @@ fn a_bad_file_is_refused_and_changes_nothing(driver: Driver) {
 }
 
 /// 50 MiB in each mode, running from now on and not complete before [`finish`].
-fn long_downloads(lab: &mut Lab) -> Vec<Child> {
+pub(crate) fn long_downloads(lab: &mut Lab) -> Vec<Child> {
     let start = |vip: &str| {
         let script = format!(
             "curl -sS --fail --limit-rate 20M http://{vip}/50m \
@@ -74,7 +74,7 @@ fn long_downloads(lab: &mut Lab) -> Vec<Child> {
 }
 
 /// Lets the downloads come to their end, which must be a good one.
-fn finish(lab: &Lab, downloads: Vec<Child>) {
+pub(crate) fn finish(lab: &Lab, downloads: Vec<Child>) {
     std::fs::write(lab.folder().join("finish"), "").unwrap();
     let sum = lab.sum_of_file("50m");
     for (download, (mode, _)) in downloads.into_iter().zip(MODES) {

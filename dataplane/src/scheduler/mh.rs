@@ -46,6 +46,23 @@ pub(super) fn pick(pool: &Pool, servers: &Servers, request: &Request) -> Option<
     }
 }
 
+/// Share of the slots of `after` that lead to another server than in `before`; `None` when either has no table.
+pub(super) fn moved(before: &Pool, after: &Pool) -> Option<f64> {
+    let slots = |pool: &Pool| match pool.table() {
+        Table::Slots(slots) | Table::KernelSlots(slots) => {
+            Some(slots.iter().map(|&place| pool.candidates()[usize::from(place)].id).collect::<Vec<_>>())
+        }
+        Table::None | Table::Classes(_) | Table::Shares(_) | Table::Buckets(_) => None,
+    };
+    let (old, new) = (slots(before)?, slots(after)?);
+    let (was, is) = (before.scheduler(), after.scheduler());
+    if (was.hash, was.seed, was.port, old.len()) != (is.hash, is.seed, is.port, new.len()) {
+        return Some(1.0);
+    }
+    let moved = old.iter().zip(&new).filter(|(old, new)| old != new).count();
+    Some(moved as f64 / new.len() as f64)
+}
+
 #[inline]
 fn own_slot(hash: &KeyedHash, client: Endpoint<V6>, attempt: u32, slots: usize) -> usize {
     reduce(keyed(hash, client, attempt), slots as u32) as usize

@@ -194,6 +194,13 @@ impl Pools {
         self.v4.candidates().iter().chain(self.v6.candidates())
     }
 
+    /// Share of clients that a Maglev table sends to another server than the one of `before` did, in the family where it
+    /// is more; `None` without such tables.
+    pub fn moved(&self, before: &Self) -> Option<f64> {
+        let families = [(&before.v4, &self.v4), (&before.v6, &self.v6)];
+        families.into_iter().filter_map(|(before, after)| mh::moved(before, after)).reduce(f64::max)
+    }
+
     /// The pool for clients of family `A`.
     #[inline]
     pub fn of<A: Address>(&self) -> &Arc<Pool> {
