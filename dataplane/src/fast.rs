@@ -5,8 +5,9 @@
 //! ([`crate::classify`], [`crate::stages`]), which would do the same to a usual packet, more slowly; a test compares them.
 
 use shunt_engine::port::MacAddr;
-use shunt_engine::{Frame, PortId};
+use shunt_engine::{Frame, Origin, PortId, WorkerId};
 
+use crate::classify;
 use crate::conn::{Conn, ConnFlags, Direction, State};
 use crate::flow::{Context, Flows, Search};
 use crate::ip::Ip;
@@ -164,9 +165,10 @@ impl<A: Usual> Flows<A> {
         l3: usize,
         frame: &mut Frame,
     ) -> Option<PortId> {
+        let candidate = search.candidate()?;
         let headers = frame.data().get(l3..)?.get(..A::HEADERS)?;
         let len = A::len(headers);
-        let (conn, direction) = self.table.candidate_mut(search.candidate()?, &tuple(headers))?;
+        let (conn, direction) = self.table.candidate_mut(candidate, &tuple(headers))?;
         let exit = exit(conn, direction, cx)?;
         let is_tunnel = conn.mode == Mode::Tun as u8;
         let overhead = if is_tunnel { A::TUNNEL_OVERHEAD } else { 0 };
@@ -191,6 +193,44 @@ impl<A: Usual> Flows<A> {
             behind_another_header(exit, l3, conn.client_mac, frame);
         }
         Some(exit.port)
+    }
+}
+
+impl<A: Usual> Flows<A> {
+    /// The worker that the usual packet at `l3` is handed to, since it is at home there and unknown here. `None` if it has
+    /// to go the long way.
+    #[inline]
+    pub(crate) fn stray(
+        &mut self,
+        cx: &Context<'_, '_>,
+        search: &Search,
+        l3: usize,
+        frame: &Frame,
+    ) -> Option<WorkerId> {
+        if search.candidate().is_some() || cx.origin != Origin::Port {
+            return None;
+        }
+        self.strays
+            .find(search.hash(), cx.snapshot.generation())
+            .or_else(|| self.find_home(cx, search, l3, frame))
+    }
+
+    #[inline(never)]
+    fn find_home(
+        &mut self,
+        cx: &Context<'_, '_>,
+        search: &Search,
+        l3: usize,
+        frame: &Frame,
+    ) -> Option<WorkerId> {
+        let tuple = tuple::<A>(frame.data().get(l3..)?.get(..A::HEADERS)?);
+        let role = classify::role(&tuple, cx.snapshot)?;
+        let home = cx.shared.home_of(cx.snapshot, role, &tuple);
+        if home == cx.shared.worker || cx.shared.earlier_home_of(cx.snapshot, role, &tuple).is_some() {
+            return None;
+        }
+        self.strays.note(search.hash(), cx.snapshot.generation(), home);
+        Some(home)
     }
 }
 

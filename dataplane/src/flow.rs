@@ -17,6 +17,7 @@ use crate::server::{Mode, Server};
 use crate::service::{OutOfState, ServerGone};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
+use crate::strays::Strays;
 use crate::transmit;
 use crate::tuple::{Address, Protocol, Tuple};
 use crate::verdict::{Decision, DropReason};
@@ -75,6 +76,12 @@ pub(crate) struct Search {
 }
 
 impl Search {
+    /// What the flow's tuple hashes to, the same on all workers.
+    #[inline]
+    pub(crate) fn hash(&self) -> Hash {
+        self.hash
+    }
+
     /// What is probably the flow's connection.
     #[inline]
     pub(crate) fn candidate(&self) -> Option<Hit> {
@@ -90,6 +97,7 @@ pub struct Flows<A: Address> {
     pub(crate) hand: Hand,
     pub(crate) sweep: Sweep,
     pub(crate) held: Held,
+    pub(crate) strays: Strays,
     pub(crate) next_expiry: Ticks,
 }
 
@@ -98,6 +106,7 @@ impl<A: Ip> Flows<A> {
         Ok(Self {
             table: Table::new(config.max_connections as usize, config.secret)?,
             held: Held::new(config.max_connections as usize)?,
+            strays: Strays::new(config.workers),
             local_ports: LocalPorts::new(config.worker, home, config.seed()),
             hand: Hand::default(),
             sweep: Sweep::default(),
@@ -124,17 +133,34 @@ impl<A: Ip> Flows<A> {
     /// Begins to look for the flow of a packet: its bucket is fetched.
     #[inline]
     pub(crate) fn seek(&self, tuple: &Tuple<A>) -> Search {
-        let hash = self.table.hash(tuple);
+        self.seek_by(self.table.hash(tuple))
+    }
+
+    /// Begins to look for the flow whose tuple hashes to `hash`.
+    #[inline]
+    pub(crate) fn seek_by(&self, hash: Hash) -> Search {
         self.table.prefetch_bucket(hash);
         Search { hash, candidate: None }
     }
 
     /// Goes on, the bucket being there by now: the record is fetched.
     #[inline]
-    pub(crate) fn narrow(&self, search: &mut Search) {
+    pub(crate) fn narrow(&self, search: &mut Search, generation: u32) {
         search.candidate = self.table.candidate(search.hash);
-        if let Some(hit) = search.candidate {
-            self.table.prefetch_record(hit.id);
+        match search.candidate {
+            Some(hit) => self.table.prefetch_record(hit.id),
+            None => self.strays.prefetch(search.hash, generation),
+        }
+    }
+
+    /// [`Self::narrow`] for one packet after the other: those of one flow often come together.
+    #[inline]
+    pub(crate) fn narrow_next(&self, search: &mut Search, last: &mut Search, generation: u32) {
+        if search.hash == last.hash {
+            search.candidate = last.candidate;
+        } else {
+            self.narrow(search, generation);
+            *last = *search;
         }
     }
 

@@ -41,6 +41,7 @@ pub mod snapshot;
 mod solve;
 pub mod spread;
 mod stages;
+mod strays;
 mod sync;
 pub mod thresholds;
 pub mod transmit;

@@ -18,6 +18,15 @@ pub const HEADROOM: usize = 256;
 #[must_use = "a dropped chunk is lost to its pool"]
 pub(crate) struct Chunk(pub(crate) u32);
 
+/// What a program notes about a frame when it hands it to another worker's, so that this one need not find it out again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    /// Which kind of note it is; 0: none.
+    pub kind: u16,
+    /// The rest.
+    pub word: u64,
+}
+
 /// One packet in a buffer of its own, with room before and behind it.
 #[derive(Debug)]
 #[must_use = "a frame goes back with Mempool::free; a dropped one is lost to its pool"]
@@ -29,7 +38,11 @@ pub struct Frame {
     len: u16,
     queue: u16,
     port: PortId,
+    note_kind: u16,
+    note_word: u64,
 }
+
+const _: () = assert!(std::mem::size_of::<Frame>() == 32, "two to a cache line");
 
 // SAFETY: a frame owns its chunk exclusively (`Chunk` is neither Clone nor Copy and is made only by the region's
 // pools), and the region stays mapped while any chunk is out (see mempool.rs), so moving it to another thread moves
@@ -64,7 +77,17 @@ impl Frame {
         len: u16,
     ) -> Self {
         debug_assert!(usize::from(offset) + usize::from(len) <= usize::from(size));
-        Self { base, chunk: chunk.0, size, offset, len, queue: 0, port: PortId(0) }
+        Self {
+            base,
+            chunk: chunk.0,
+            size,
+            offset,
+            len,
+            queue: 0,
+            port: PortId(0),
+            note_kind: 0,
+            note_word: 0,
+        }
     }
 
     /// Where the chunk begins, and its number.
@@ -103,6 +126,18 @@ impl Frame {
     pub fn set_source(&mut self, port: PortId, queue: u16) {
         self.port = port;
         self.queue = queue;
+    }
+
+    /// What was noted about the frame; nothing about one that has just been received.
+    #[inline]
+    pub fn note(&self) -> Note {
+        Note { kind: self.note_kind, word: self.note_word }
+    }
+
+    /// Notes something about the frame.
+    #[inline]
+    pub fn set_note(&mut self, note: Note) {
+        Note { kind: self.note_kind, word: self.note_word } = note;
     }
 
     /// Length of the data in bytes.

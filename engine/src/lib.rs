@@ -32,7 +32,7 @@ pub mod worker;
 
 pub use burst::{BURST, Burst};
 pub use clock::{Duration, Instant};
-pub use frame::{Frame, HEADROOM};
+pub use frame::{Frame, HEADROOM, Note};
 pub use mempool::Mempool;
 pub use port::PortId;
 pub use program::{Emit, Origin, Program, Verdict, WorkerId};

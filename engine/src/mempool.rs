@@ -224,7 +224,13 @@ impl Mempool {
         }
     }
 
-    #[cold]
+    /// Takes chunks back that came home.
+    pub(crate) fn put_home(&mut self, chunks: impl Iterator<Item = Chunk>) {
+        let home = self.first..self.first + self.count;
+        self.free.extend(chunks.map(|chunk| chunk.0).inspect(|chunk| debug_assert!(home.contains(chunk))));
+    }
+
+    #[inline(never)]
     fn put_away(&mut self, chunk: Chunk) {
         let home = chunk.0 / self.region.chunks_per_pool;
         self.away[home as usize].push(chunk.0);

@@ -120,9 +120,12 @@ impl Outbox {
         {
             self.forward_all(port, burst);
         }
-        let mut verdicts = verdicts.iter();
-        for frame in burst.drain(..) {
-            self.carry_out(*verdicts.next().unwrap_or(&Verdict::Drop), frame);
+        let (mut verdicts, mut frames) = (verdicts, burst.drain(..));
+        while frames.len() > 0 {
+            let verdict = *verdicts.first().unwrap_or(&Verdict::Drop);
+            let run = verdicts.iter().take_while(|&&other| other == verdict).count().max(1);
+            self.carry_out(verdict, frames.by_ref().take(run));
+            verdicts = verdicts.get(run..).unwrap_or_default();
         }
     }
 
@@ -131,27 +134,27 @@ impl Outbox {
         let count = emitted.len();
         if count > 0 {
             self.report.add(WorkerCounter::Emitted, count);
-            emitted.drain(..).for_each(|(verdict, frame)| self.carry_out(verdict, frame));
+            emitted.drain(..).for_each(|(verdict, frame)| self.carry_out(verdict, std::iter::once(frame)));
         }
         count
     }
 
     #[inline(always)]
-    fn carry_out(&mut self, verdict: Verdict, frame: Frame) {
+    fn carry_out(&mut self, verdict: Verdict, frames: impl ExactSizeIterator<Item = Frame>) {
         match verdict {
-            Verdict::Forward(port) => self.forward(port, frame),
-            Verdict::Punt => self.punt(frame),
+            Verdict::Forward(port) => self.forward(port, frames),
+            Verdict::Punt => frames.for_each(|frame| self.punt(frame)),
             Verdict::Handoff(worker) => {
-                self.report.bump(WorkerCounter::HandoffOut);
-                self.hand(worker, Errand::Decide, frame);
+                self.report.add(WorkerCounter::HandoffOut, frames.len());
+                self.hand(worker, Errand::Decide, frames);
             }
             Verdict::Hold => {
-                self.report.bump(WorkerCounter::Held);
-                self.pool.free(frame);
+                self.report.add(WorkerCounter::Held, frames.len());
+                self.pool.free_all(frames);
             }
             Verdict::Drop => {
-                self.report.bump(WorkerCounter::ProgramDrops);
-                self.pool.free(frame);
+                self.report.add(WorkerCounter::ProgramDrops, frames.len());
+                self.pool.free_all(frames);
             }
         }
     }
@@ -163,7 +166,7 @@ impl Outbox {
             match self.ports.get_mut(usize::from(port.0)).map(|outlet| &mut outlet.way) {
                 Some(Way::Line(line)) => line.stage(frame, &mut self.pool, &mut self.report),
                 // Handing it on could go round for ever.
-                Some(Way::Via(_)) | None => self.misrouted(frame),
+                Some(Way::Via(_)) | None => self.misrouted(&mut std::iter::once(frame)),
             }
         }
     }
@@ -180,8 +183,7 @@ impl Outbox {
             }
         }
         self.report.add(WorkerCounter::TxPackets, sent);
-        let refused = self.links.flush(&mut self.pool);
-        self.report.add(WorkerCounter::HandoffFull, refused);
+        self.links.announce();
         self.links.send_home(&mut self.pool);
         sent
     }
@@ -216,14 +218,16 @@ impl Outbox {
     }
 
     #[inline]
-    fn forward(&mut self, port: PortId, frame: Frame) {
+    fn forward(&mut self, port: PortId, mut frames: impl ExactSizeIterator<Item = Frame>) {
         match self.ports.get_mut(usize::from(port.0)).map(|outlet| &mut outlet.way) {
-            Some(Way::Line(line)) => line.stage(frame, &mut self.pool, &mut self.report),
-            Some(&mut Way::Via(worker)) => {
-                self.report.bump(WorkerCounter::TxViaOther);
-                self.hand(worker, Errand::Transmit(port), frame);
+            Some(Way::Line(line)) => {
+                frames.for_each(|frame| line.stage(frame, &mut self.pool, &mut self.report));
             }
-            None => self.misrouted(frame),
+            Some(&mut Way::Via(worker)) => {
+                self.report.add(WorkerCounter::TxViaOther, frames.len());
+                self.hand(worker, Errand::Transmit(port), frames);
+            }
+            None => self.misrouted(&mut frames),
         }
     }
 
@@ -239,10 +243,13 @@ impl Outbox {
         }
     }
 
-    fn hand(&mut self, worker: WorkerId, errand: Errand, frame: Frame) {
-        match self.links.hand(worker, errand, frame, &mut self.pool) {
-            Ok(refused) => self.report.add(WorkerCounter::HandoffFull, refused),
-            Err(frame) => self.misrouted(frame),
+    #[inline]
+    fn hand(&mut self, worker: WorkerId, errand: Errand, mut frames: impl ExactSizeIterator<Item = Frame>) {
+        let Some(peer) = self.links.peer(worker) else { return self.misrouted(&mut frames) };
+        peer.hand(errand, &mut frames);
+        if frames.len() > 0 {
+            self.report.add(WorkerCounter::HandoffFull, frames.len());
+            self.pool.free_all(frames);
         }
     }
 
@@ -260,9 +267,9 @@ impl Outbox {
     }
 
     #[cold]
-    fn misrouted(&mut self, frame: Frame) {
-        self.report.bump(WorkerCounter::Misrouted);
-        self.pool.free(frame);
+    fn misrouted(&mut self, frames: &mut dyn ExactSizeIterator<Item = Frame>) {
+        self.report.add(WorkerCounter::Misrouted, frames.len());
+        self.pool.free_all(frames);
     }
 }
 

@@ -5,7 +5,6 @@
 //! so nothing is locked. A ring that is full refuses: frames are given back to the caller, buffers wait with the
 //! worker that freed them. Since buffers come home, traffic that is handed one way only drains no pool.
 
-use arrayvec::ArrayVec;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::burst::{BURST, Burst};
@@ -40,11 +39,11 @@ pub struct Links {
 
 /// The four rings to and from one other worker.
 #[derive(Debug)]
-struct Peer {
+pub(crate) struct Peer {
     id: WorkerId,
     waker: Waker,
-    /// What goes out with the next push, so that a burst costs one release and one look at the peer's sleep.
-    staged: ArrayVec<(Errand, Frame), BURST>,
+    /// Whether something was handed over since the last look at the peer's sleep.
+    unannounced: bool,
     frames_out: Producer<(Errand, Frame)>,
     frames_in: Consumer<(Errand, Frame)>,
     chunks_out: Producer<Chunk>,
@@ -67,7 +66,7 @@ pub fn mesh(workers: u16) -> std::io::Result<Vec<Links>> {
             let at_left = Peer {
                 id: mesh[right].id,
                 waker: mesh[right].waker.clone(),
-                staged: ArrayVec::new(),
+                unannounced: false,
                 frames_out: left_out,
                 frames_in: left_in,
                 chunks_out: left_home_out,
@@ -76,7 +75,7 @@ pub fn mesh(workers: u16) -> std::io::Result<Vec<Links>> {
             let at_right = Peer {
                 id: mesh[left].id,
                 waker: mesh[left].waker.clone(),
-                staged: ArrayVec::new(),
+                unannounced: false,
                 frames_out: right_out,
                 frames_in: right_in,
                 chunks_out: right_home,
@@ -116,40 +115,30 @@ impl Links {
         (worker != self.id && index < self.peers.len()).then_some(index)
     }
 
-    /// Hands `frame` to `worker`, at the latest with the next [`Self::flush`]. Frames that did not fit the ring are
-    /// freed into `pool`; returns how many. `Err` gives the frame back when there is no such other worker.
+    /// The ends of the rings to and from `worker`, if there is such another one.
     #[inline]
-    pub(crate) fn hand(
-        &mut self,
-        worker: WorkerId,
-        errand: Errand,
-        frame: Frame,
-        pool: &mut Mempool,
-    ) -> Result<usize, Frame> {
-        let Some(index) = self.index_of(worker) else { return Err(frame) };
-        let peer = &mut self.peers[index];
-        let refused = if peer.staged.is_full() { peer.flush(pool) } else { 0 };
-        peer.staged.push((errand, frame));
-        Ok(refused)
+    pub(crate) fn peer(&mut self, worker: WorkerId) -> Option<&mut Peer> {
+        self.index_of(worker).map(|index| &mut self.peers[index])
     }
 
-    /// Pushes what is staged and wakes the receivers that sleep. Frames that did not fit the rings are freed into
-    /// `pool`; returns how many.
-    pub(crate) fn flush(&mut self, pool: &mut Mempool) -> usize {
-        self.peers.iter_mut().map(|peer| peer.flush(pool)).sum()
+    /// Wakes receivers of what was handed over that sleep.
+    pub(crate) fn announce(&mut self) {
+        self.peers.iter_mut().for_each(Peer::announce);
     }
 
     /// Appends frames handed over by peer `index`, in order, as long as they come on the same errand, which is
     /// returned, and `burst` has room.
     #[inline]
     pub(crate) fn receive(&mut self, index: usize, burst: &mut Burst) -> Option<(WorkerId, Errand)> {
-        let peer = &mut self.peers[index];
-        let first = peer.frames_in.peek().ok()?.0;
-        while !burst.is_full() && peer.frames_in.peek().is_ok_and(|(errand, _)| *errand == first) {
-            let (_, frame) = peer.frames_in.pop().expect("it was peeked at just now");
-            burst.push(frame);
-        }
-        Some((peer.id, first))
+        let Peer { id, frames_in, .. } = &mut self.peers[index];
+        let first = frames_in.peek().ok()?.0;
+        let room = burst.remaining_capacity().min(frames_in.slots());
+        let waiting = frames_in.read_chunk(room).expect("that many were counted just now");
+        let (head, tail) = waiting.as_slices();
+        let alike = head.iter().chain(tail).take_while(|(errand, _)| *errand == first).count();
+        let alike = frames_in.read_chunk(alike).expect("that many were counted just now");
+        burst.extend(alike.into_iter().map(|(_, frame)| frame));
+        Some((*id, first))
     }
 
     /// Puts buffers that came home into `pool`.
@@ -160,7 +149,7 @@ impl Links {
             }
             let waiting = peer.chunks_in.slots();
             let chunks = peer.chunks_in.read_chunk(waiting).expect("that many were counted just now");
-            chunks.into_iter().for_each(|chunk| pool.put(chunk));
+            pool.put_home(chunks.into_iter());
         }
     }
 
@@ -179,11 +168,10 @@ impl Links {
         }
     }
 
-    /// Frees into `pool` whatever is on the way to us or staged by us: for the end, when no worker runs any more.
+    /// Frees into `pool` whatever is on the way to us: for the end, when no worker runs any more.
     pub(crate) fn drain(&mut self, pool: &mut Mempool) {
         self.welcome_home(pool);
         for peer in &mut self.peers {
-            pool.free_all(peer.staged.drain(..).map(|(_, frame)| frame));
             while let Ok((_, frame)) = peer.frames_in.pop() {
                 pool.free(frame);
             }
@@ -192,17 +180,20 @@ impl Links {
 }
 
 impl Peer {
-    fn flush(&mut self, pool: &mut Mempool) -> usize {
-        if self.staged.is_empty() {
-            return 0;
-        }
-        let fitting = self.frames_out.slots().min(self.staged.len());
+    /// Hands over as many of `frames` as fit the ring, in order, and leaves the others. To be announced.
+    #[inline]
+    pub(crate) fn hand(&mut self, errand: Errand, frames: &mut impl ExactSizeIterator<Item = Frame>) {
+        let fitting = self.frames_out.slots().min(frames.len());
         let ring = self.frames_out.write_chunk_uninit(fitting).expect("that much room was counted just now");
-        ring.fill_from_iter(self.staged.drain(..fitting));
-        self.waker.wake();
-        let refused = self.staged.len();
-        pool.free_all(self.staged.drain(..).map(|(_, frame)| frame));
-        refused
+        ring.fill_from_iter(frames.take(fitting).map(|frame| (errand, frame)));
+        self.unannounced = true;
+    }
+
+    #[inline]
+    fn announce(&mut self) {
+        if std::mem::take(&mut self.unannounced) {
+            self.waker.wake();
+        }
     }
 }
 
@@ -225,15 +216,13 @@ mod tests {
             for to in 0..5u16 {
                 let (link, pool) = (&mut links[usize::from(from)], &mut pools[usize::from(from)]);
                 let frame = pool.alloc().unwrap();
-                let handed = link.hand(WorkerId(to), Errand::Decide, frame, pool);
-                match handed {
-                    Ok(refused) => assert_eq!((refused, to == from || to == 4), (0, false)),
-                    Err(frame) => {
+                match link.peer(WorkerId(to)) {
+                    Some(peer) => peer.hand(Errand::Decide, &mut std::iter::once(frame)),
+                    None => {
                         assert!(to == from || to == 4);
                         pool.free(frame);
                     }
                 }
-                link.flush(pool);
             }
         }
         for to in 0..4 {
@@ -254,11 +243,9 @@ mod tests {
         for (mark, errand) in errands.into_iter().enumerate() {
             let mut frame = pool.alloc().unwrap();
             assert!(frame.fill(&[mark as u8]));
-            left.hand(WorkerId(1), errand, frame, &mut pool).unwrap();
+            left.peer(WorkerId(1)).unwrap().hand(errand, &mut std::iter::once(frame));
         }
         let mut burst = Burst::new();
-        assert_eq!(right.receive(0, &mut burst), None, "nothing is visible before the flush");
-        assert_eq!(left.flush(&mut pool), 0);
         let mut seen = Vec::new();
         while let Some((from, errand)) = right.receive(0, &mut burst) {
             assert_eq!(from, WorkerId(0));
@@ -271,15 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_ring_refuses_frees_and_says_how_many() {
+    fn a_full_ring_leaves_what_does_not_fit() {
         let ([mut left, mut right], [mut pool, mut other]) = pair(RING_FRAMES as u32 + 100);
-        let mut refused = 0;
-        for _ in 0..RING_FRAMES + 100 {
-            let frame = pool.alloc().unwrap();
-            refused += left.hand(WorkerId(1), Errand::Decide, frame, &mut pool).unwrap();
-        }
-        refused += left.flush(&mut pool);
-        assert_eq!((refused, pool.available()), (100, 100));
+        let frames: Vec<_> = (0..RING_FRAMES + 100).map(|_| pool.alloc().unwrap()).collect();
+        let mut frames = frames.into_iter();
+        left.peer(WorkerId(1)).unwrap().hand(Errand::Decide, &mut frames);
+        assert_eq!(frames.len(), 100);
+        pool.free_all(frames);
         right.drain(&mut other);
         right.send_home(&mut other);
         left.welcome_home(&mut pool);
@@ -340,10 +325,11 @@ mod tests {
             for mark in sent..end {
                 let mut frame = pool.alloc().expect("the pool is not drained");
                 assert!(frame.fill(&mark.to_ne_bytes()));
-                assert_eq!(left.hand(WorkerId(1), Errand::Decide, frame, &mut pool).unwrap(), 0);
+                let mut frames = std::iter::once(frame);
+                left.peer(WorkerId(1)).unwrap().hand(Errand::Decide, &mut frames);
+                assert_eq!(frames.len(), 0);
             }
             sent = end;
-            assert_eq!(left.flush(&mut pool), 0);
         }
         while pool.available() < 4096 && !receiver.is_finished() {
             left.welcome_home(&mut pool);

@@ -11,7 +11,7 @@ use super::table::Direction;
 
 /// What a tuple hashes to under the table's secret.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hash(pub(super) u64);
+pub struct Hash(pub(crate) u64);
 
 /// Slots per bucket: as many as fit 64 bytes.
 pub(super) const SLOTS: usize = 10;
