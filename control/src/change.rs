@@ -39,7 +39,7 @@ impl Daemon {
     pub(crate) async fn reload(&mut self) -> Result<Reloaded, String> {
         notify::reloading();
         let reloaded = async {
-            let loaded = Config::load(&self.file, false).map_err(|error| error.to_string())?;
+            let loaded = self.reader.load(&self.file, false).map_err(|error| error.to_string())?;
             let unsaved = !self.history.is_saved();
             let sources = loaded.sources.clone();
             let mut reloaded = self.change(Cause::Reload, loaded).await?;
@@ -62,7 +62,7 @@ impl Daemon {
     pub(crate) async fn edit(&mut self, edit: &Edit, save: bool) -> Result<Reloaded, String> {
         let edited = async {
             let sources = edit.apply(&self.history.current)?;
-            let understood = Config::of(sources.clone(), false);
+            let understood = self.reader.of(sources.clone(), false);
             let loaded = understood.map_err(|error| format!("with this change:\n{error}"))?;
             // What cannot be written is not put in force either.
             let prepared = if save { Some(Prepared::new(&sources, &self.history.saved)?) } else { None };
@@ -88,7 +88,7 @@ impl Daemon {
         let rolled_back = async {
             let previous = self.history.previous().cloned();
             let previous = previous.ok_or("no other configuration was in force since the start")?;
-            let loaded = Config::of(previous, false).map_err(|error| error.to_string())?;
+            let loaded = self.reader.of(previous, false).map_err(|error| error.to_string())?;
             self.change(Cause::Rollback, loaded).await
         };
         let told = rolled_back.await;

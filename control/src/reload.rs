@@ -1,7 +1,7 @@
 //! Changes while running: a new configuration, or a kernel that changed. Either way one new snapshot, in force everywhere
 //! before the caller hears of it, and the outside world changed in the order that loses nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use shunt_dataplane::snapshot::Snapshot;
@@ -272,9 +272,8 @@ pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 fn union(old: &[Rule], new: &[Rule]) -> Vec<Rule> {
-    let mut both = old.to_vec();
-    both.extend(new.iter().filter(|rule| !old.contains(rule)).cloned());
-    both
+    let known: HashSet<_> = old.iter().collect();
+    old.iter().chain(new.iter().filter(|rule| !known.contains(rule))).cloned().collect()
 }
 
 #[cfg(test)]

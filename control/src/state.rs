@@ -15,7 +15,7 @@ use shunt_engine::steer::Prefix;
 
 use crate::config::{Config, Server, ServerPort, Service};
 
-/// Servers of all services together. Each costs a worker some 200 bytes, be it there or not.
+/// Servers of all services together. Each costs a worker some 240 bytes, be it there or not.
 pub const SERVERS_MAX: usize = 1 << 17;
 
 /// Services.

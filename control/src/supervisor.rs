@@ -34,7 +34,7 @@ use crate::admin::{Ask, server};
 use crate::announce::announce;
 use crate::capabilities::{self, Powerless};
 use crate::compile::{OpenPort, compile, stations};
-use crate::config::{Config, ConfigError, Sources};
+use crate::config::{Config, ConfigError, Loaded, Reader};
 use crate::devices;
 use crate::drain;
 use crate::events;
@@ -124,6 +124,7 @@ fn remedy(error: &PortError) -> &'static str {
 /// A running daemon.
 pub struct Daemon {
     pub(crate) file: PathBuf,
+    pub(crate) reader: Reader,
     pub(crate) history: History,
     pub(crate) config: Config,
     pub(crate) kernel: Kernel,
@@ -159,7 +160,8 @@ pub struct Daemon {
 pub async fn run(file: &Path) -> Result<(), RunError> {
     // A reload finds the file also after the working directory has changed.
     let file = &std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let loaded = Config::load(file, false)?;
+    let mut reader = Reader::default();
+    let loaded = reader.load(file, false)?;
     warn(&loaded.warnings);
     capabilities::to_run(&loaded.config)?;
     // Signals are caught from here on, so that one that comes during the start ends it politely too.
@@ -170,7 +172,7 @@ pub async fn run(file: &Path) -> Result<(), RunError> {
     let changes = watch(Events::open()?);
     let losses = watch_guard(Ruleset::open()?);
     let socket = loaded.config.api.socket.clone();
-    let mut daemon = match Daemon::open(file, loaded.config, loaded.sources).await {
+    let mut daemon = match Daemon::open(file, reader, loaded).await {
         Ok(daemon) => daemon,
         Err(error) => {
             // Ports that were open are closed by now.
@@ -252,7 +254,8 @@ fn watch_guard(mut ruleset: Ruleset) -> mpsc::Receiver<()> {
 
 impl Daemon {
     /// Opens ports and starts workers. Nothing outside has changed when it fails.
-    async fn open(file: &Path, mut config: Config, sources: Sources) -> Result<Self, RunError> {
+    async fn open(file: &Path, reader: Reader, loaded: Loaded) -> Result<Self, RunError> {
+        let Loaded { mut config, sources, .. } = loaded;
         drain::carry_over(None, &mut config, Clock::System.now());
         let health = Driver::new(random()?);
         health.watch().carry_over(&mut config, Clock::System.now());
@@ -297,6 +300,7 @@ impl Daemon {
         let (file, started) = (file.to_owned(), tokio::time::Instant::now());
         Ok(Self {
             file,
+            reader,
             history: History::new(sources),
             config,
             kernel,

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use shunt_control::config::{Config, ConfigError, ServerPort};
+use shunt_control::config::{Config, ConfigError, Loaded, Reader, ServerPort};
 use shunt_dataplane::server::Mode;
 use shunt_dataplane::service::OutOfState;
 
@@ -48,6 +48,20 @@ fn every_example_loads_without_a_warning() {
         match Config::load(&path, false) {
             Ok(loaded) => assert_eq!(loaded.warnings, "", "{}", path.display()),
             Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_means_the_same_whatever_was_read_before_it() {
+    let mut reader = Reader::default();
+    let outcome = |result: Result<Loaded, ConfigError>| {
+        result.map(|loaded| (loaded.config, loaded.warnings)).map_err(|error| error.to_string())
+    };
+    for path in files("../configs").into_iter().chain(files("tests/bad")) {
+        let whole = outcome(Config::load(&path, false));
+        for _ in 0..2 {
+            assert_eq!(outcome(reader.load(&path, false)), whole, "{}", path.display());
         }
     }
 }

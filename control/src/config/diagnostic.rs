@@ -97,6 +97,11 @@ impl Diagnostics {
         self.found.last_mut().expect("one was pushed just now")
     }
 
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
     /// Whether the file cannot be used.
     pub fn has_errors(&self) -> bool {
         self.found.iter().any(|diagnostic| diagnostic.severity == Severity::Error)

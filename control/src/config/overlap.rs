@@ -1,16 +1,15 @@
 //! What must not collide: names, listen entries, local addresses, servers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
-
-use shunt_dataplane::tuple::Protocol;
+use std::sync::Arc;
 
 use super::diagnostic::Diagnostics;
 use super::service::Placed;
-use super::{AddressPorts, Listen, Server};
+use super::{AddressPorts, Listen, Server, Service};
 
 /// Two services of one name.
-pub(super) fn names(services: &[Placed], diagnostics: &mut Diagnostics) {
+pub(super) fn names(services: &[Arc<Placed>], diagnostics: &mut Diagnostics) {
     let mut seen: HashMap<&str, &Range<usize>> = HashMap::new();
     // A missing name is an error of its own.
     for placed in services.iter().filter(|placed| !placed.service.name.is_empty()) {
@@ -26,7 +25,7 @@ pub(super) fn names(services: &[Placed], diagnostics: &mut Diagnostics) {
 
 /// Two listen entries that answer for the same packet. A narrower range inside a wider one, or a longer prefix inside a
 /// shorter one, is meant: the narrower one wins.
-pub(super) fn listens(services: &[Placed], diagnostics: &mut Diagnostics) {
+pub(super) fn listens(services: &[Arc<Placed>], diagnostics: &mut Diagnostics) {
     let mut seen: HashMap<_, Vec<(&Listen, &Range<usize>, &str)>> = HashMap::new();
     for placed in services {
         let service = &placed.service;
@@ -63,21 +62,23 @@ fn overlap(local: &AddressPorts, listen: &Listen) -> bool {
 }
 
 /// A local address whose ports are a service's: an answer to it could not be told from a client's packet.
-pub(super) fn locals(services: &[Placed], diagnostics: &mut Diagnostics) {
-    let taken = |local: &AddressPorts, protocol: Protocol| {
-        let same_protocol = services.iter().filter(|placed| placed.service.protocol == protocol);
-        same_protocol.into_iter().find_map(|placed| {
-            let listen = placed.service.listen.iter().find(|listen| overlap(local, listen))?;
-            Some((&placed.service.name, listen))
-        })
-    };
+pub(super) fn locals(services: &[Arc<Placed>], diagnostics: &mut Diagnostics) {
+    let mut listens: HashMap<_, Vec<(&Service, &Listen)>> = HashMap::new();
+    for service in services.iter().map(|placed| &placed.service) {
+        for (listen, vip) in service.listen.iter().filter_map(|listen| Some((listen, listen.vip()?))) {
+            listens.entry((vip, service.protocol)).or_default().push((service, listen));
+        }
+    }
     for placed in services {
         let service = &placed.service;
         for (local, place) in service.local.iter().zip(&placed.local) {
-            let Some((other, listen)) = taken(local, service.protocol) else { continue };
+            let others = listens.get(&(local.address, service.protocol)).into_iter().flatten();
+            let Some((other, listen)) = others.copied().find(|(_, listen)| overlap(local, listen)) else {
+                continue;
+            };
             let message = format!(
-                "service {:?}: local: {local} collides with {listen}, where service {other:?} listens",
-                service.name
+                "service {:?}: local: {local} collides with {listen}, where service {:?} listens",
+                service.name, other.name
             );
             diagnostics
                 .error(place.clone(), message, "answers could not be told from clients' packets")
@@ -86,47 +87,49 @@ pub(super) fn locals(services: &[Placed], diagnostics: &mut Diagnostics) {
     }
 }
 
-/// Two servers of one name in a service: whoever asks for it by its name would get both. A server without a name is
-/// called by its address.
-pub(super) fn server_names(services: &[Placed], diagnostics: &mut Diagnostics) {
-    for placed in services {
-        let service = &placed.service;
-        let mut seen: HashMap<&str, (&Server, &Range<usize>)> = HashMap::new();
-        for (server, place) in service.servers.iter().zip(&placed.server_names) {
-            let Some(&(first, first_place)) = seen.get(server.name.as_str()) else {
-                seen.insert(&server.name, (server, place));
-                continue;
-            };
-            // One that is there twice is told as such.
-            if (first.address, first.port) != (server.address, server.port) {
-                let message = format!(
-                    "service {:?}: server {:?} is the name of another server",
-                    service.name, server.name
-                );
-                diagnostics.error(place.clone(), message, "again").related(first_place.clone(), "first here");
-            }
+/// Two servers of a service that are the same, or have one name: whoever asks for it by its name would get both. A
+/// server without a name is called by its address.
+pub(super) fn within(placed: &Placed, diagnostics: &mut Diagnostics) {
+    let service = &placed.service;
+    let mut named: HashMap<&str, (&Server, &Range<usize>)> = HashMap::new();
+    let mut seen: HashMap<_, &Range<usize>> = HashMap::new();
+    for ((server, place), name_place) in service.servers.iter().zip(&placed.servers).zip(&placed.server_names)
+    {
+        if let Some(first) = seen.insert((server.address, server.port), place) {
+            let message =
+                format!("service {:?}: server {:?} is in this service twice", service.name, server.name);
+            diagnostics.error(place.clone(), message, "again").related(first.clone(), "first here");
+        }
+        let Some(&(first, first_place)) = named.get(server.name.as_str()) else {
+            named.insert(&server.name, (server, name_place));
+            continue;
+        };
+        // One that is there twice is told as such.
+        if (first.address, first.port) != (server.address, server.port) {
+            let message =
+                format!("service {:?}: server {:?} is the name of another server", service.name, server.name);
+            diagnostics
+                .error(name_place.clone(), message, "again")
+                .related(first_place.clone(), "first here");
         }
     }
 }
 
-/// A server that is in its service twice, or that is the director itself.
-pub(super) fn servers(services: &[Placed], diagnostics: &mut Diagnostics) {
+/// A server that is the director itself.
+pub(super) fn loops(services: &[Arc<Placed>], diagnostics: &mut Diagnostics) {
     let all = || services.iter().map(|placed| &placed.service);
-    let listened: HashSet<_> = all().flat_map(|service| &service.listen).filter_map(Listen::vip).collect();
-    let local: HashSet<_> = all().flat_map(|service| &service.local).map(|local| local.address).collect();
+    let local = all()
+        .flat_map(|service| &service.local)
+        .map(|local| (local.address, "a local address of the director"));
+    let listened = all().flat_map(|service| &service.listen).filter_map(Listen::vip);
+    let listened = listened.map(|vip| (vip, "an address that a service listens on"));
+    let own: HashMap<_, _> = local.chain(listened).collect();
     for placed in services {
         let service = &placed.service;
-        let mut seen = HashMap::new();
         for (server, place) in service.servers.iter().zip(&placed.servers) {
-            let key = |what: &str| format!("service {:?}: server {:?} {what}", service.name, server.name);
-            if let Some(first) = seen.insert((server.address, server.port), place) {
-                diagnostics
-                    .error(place.clone(), key("is in this service twice"), "again")
-                    .related(Range::clone(first), "first here");
-            } else if listened.contains(&server.address) {
-                diagnostics.error(place.clone(), key("is an address that a service listens on"), "a loop");
-            } else if local.contains(&server.address) {
-                diagnostics.error(place.clone(), key("is a local address of the director"), "a loop");
+            if let Some(what) = own.get(&server.address) {
+                let message = format!("service {:?}: server {:?} is {what}", service.name, server.name);
+                diagnostics.error(place.clone(), message, "a loop");
             }
         }
     }

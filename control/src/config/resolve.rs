@@ -13,6 +13,7 @@ use toml::Spanned;
 use super::diagnostic::{Diagnostics, shift};
 use super::parse::{self, nearest};
 use super::raw::{self, Number, Typed};
+use super::service::Placed;
 use super::sources::Sources;
 use super::timeouts::timeouts;
 use super::words::{Driver, Idle, Word, XdpMode};
@@ -38,22 +39,28 @@ pub(super) fn resolve(sources: &Sources, diagnostics: &mut Diagnostics) -> Optio
     let mut services = Vec::new();
     for (base, typed) in &typed {
         diagnostics.in_file_at(*base);
-        services.extend(typed.iter().map(|typed| service::service(typed, &timeouts, diagnostics).at(*base)));
+        let place = |typed| service::service(typed, &timeouts, diagnostics).at(*base);
+        services.extend(typed.iter().map(place).map(Arc::new));
     }
     diagnostics.in_file_at(0);
-    overlap::names(&services, diagnostics);
-    overlap::listens(&services, diagnostics);
-    overlap::locals(&services, diagnostics);
-    overlap::servers(&services, diagnostics);
-    overlap::server_names(&services, diagnostics);
+    let config = config(&file, &services, diagnostics);
     too_many(&typed, diagnostics);
-    Some(Config {
+    Some(config)
+}
+
+/// What `file` means with `services`, which have been understood one by one.
+pub(super) fn config(file: &raw::File, services: &[Arc<Placed>], diagnostics: &mut Diagnostics) -> Config {
+    overlap::names(services, diagnostics);
+    overlap::listens(services, diagnostics);
+    overlap::locals(services, diagnostics);
+    overlap::loops(services, diagnostics);
+    Config {
         engine: engine(&file.engine, diagnostics),
         api: api(&file.api, diagnostics),
         metrics: metrics(&file.metrics, diagnostics),
         ports: ports(&file.port, diagnostics),
-        services: services.into_iter().map(|placed| Arc::new(placed.service)).collect(),
-    })
+        services: services.iter().map(|placed| placed.service.clone()).collect(),
+    }
 }
 
 /// Services and servers beyond those there are numbers for.

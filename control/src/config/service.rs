@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 
 use shunt_dataplane::conn::Timeouts;
 use shunt_dataplane::server::Mode;
@@ -14,6 +15,7 @@ use super::diagnostic::{Diagnostics, shift};
 use super::health;
 use super::listen::{self, Listen};
 use super::one_packet::one_packet;
+use super::overlap;
 use super::parse;
 use super::persistence::persistence;
 use super::raw;
@@ -25,8 +27,9 @@ use super::{AddressPorts, Server, ServerHealth, ServerPort, Service};
 use crate::health::Standing;
 
 /// A service with the places of its parts, in the order of the parts.
+#[derive(Debug)]
 pub(super) struct Placed {
-    pub(super) service: Service,
+    pub(super) service: Arc<Service>,
     pub(super) name: Range<usize>,
     pub(super) listen: Vec<Range<usize>>,
     pub(super) local: Vec<Range<usize>>,
@@ -126,7 +129,10 @@ pub(super) fn service(
     }
     let name = typed.name.as_ref().map_or_else(|| spanned.span(), Spanned::span);
     let (servers, server_names) = server_places.into_iter().unzip();
-    Placed { service, name, listen: listen_places, local: local_places, servers, server_names }
+    let service = Arc::new(service);
+    let placed = Placed { service, name, listen: listen_places, local: local_places, servers, server_names };
+    overlap::within(&placed, diagnostics);
+    placed
 }
 
 /// Whether a mode is one of those there are, or left to the default.

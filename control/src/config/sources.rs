@@ -163,7 +163,10 @@ fn patterns(text: &str) -> Vec<(String, Range<usize>)> {
     if !text.contains("include") {
         return Vec::new();
     }
-    let Ok(table) = DeTable::parse(text) else { return Vec::new() };
+    // Keys of no table stand before the first one. What comes then may be long.
+    let tables = text.match_indices("\n[").map(|(at, _)| at + 1);
+    let head = if text.starts_with('[') { 0 } else { tables.min().unwrap_or(text.len()) };
+    let Ok(table) = DeTable::parse(&text[..head]) else { return Vec::new() };
     let Some(DeValue::Array(typed)) = table.get_ref().get("include").map(|typed| typed.get_ref()) else {
         return Vec::new();
     };
