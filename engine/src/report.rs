@@ -80,12 +80,16 @@ pub const BURST_BUCKETS: usize = BURST.ilog2() as usize + 1;
 const BUCKETS_AT: usize = WorkerCounter::ALL.len();
 const TURNS_AT: usize = BUCKETS_AT + BURST_BUCKETS;
 const LONGEST_AT: usize = TURNS_AT + TURN_BUCKETS;
-const QUEUES_AT: usize = LONGEST_AT + 1;
+/// The longest turn since the last minute began, and in the minute before.
+const LATELY_AT: [usize; 2] = [LONGEST_AT + 1, LONGEST_AT + 2];
+const QUEUES_AT: usize = LONGEST_AT + 3;
 const RX_FIELDS: usize = 6;
 const TX_FIELDS: usize = 4;
 
 /// How old the published copy may get while the worker is busy.
 const PUBLISH_EVERY: Duration = Duration::from_millis(1);
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The counts of one worker, as old as its last publication: at most about 1 ms while it is awake; before it sleeps
 /// it publishes. Readable from any thread; clones show the same worker.
@@ -118,6 +122,9 @@ impl WorkerView {
         TurnTimes {
             buckets: std::array::from_fn(|bucket| self.published.get(TURNS_AT + bucket)),
             longest: Duration::from_nanos(self.published.get(LONGEST_AT)),
+            longest_lately: Duration::from_nanos(
+                LATELY_AT.map(|at| self.published.get(at)).into_iter().max().unwrap_or(0),
+            ),
         }
     }
 
@@ -157,13 +164,15 @@ pub(crate) struct WorkerReport {
     counters: Counters,
     view: WorkerView,
     due: Instant,
+    /// When what was the last minute becomes the one before.
+    minute_ends: Instant,
 }
 
 impl WorkerReport {
     pub(crate) fn new(id: WorkerId, rx: Vec<(PortId, u16)>, tx: Vec<(PortId, u16)>) -> Self {
         let counters = Counters::new(QUEUES_AT + rx.len() * RX_FIELDS + tx.len() * TX_FIELDS);
         let view = WorkerView { id, published: counters.published(), rx: rx.into(), tx: tx.into() };
-        Self { counters, view, due: Instant::ZERO }
+        Self { counters, view, due: Instant::ZERO, minute_ends: Instant::ZERO }
     }
 
     pub(crate) fn view(&self) -> WorkerView {
@@ -190,8 +199,10 @@ impl WorkerReport {
     pub(crate) fn busy(&mut self, time: Duration) {
         self.counters.add(WorkerCounter::BusyNanos as usize, time.as_nanos());
         self.counters.bump(TURNS_AT + TurnTimes::bucket_of(time));
-        if time.as_nanos() > self.counters.get(LONGEST_AT) {
-            self.counters.set(LONGEST_AT, time.as_nanos());
+        // Usually one comparison.
+        if time.as_nanos() > self.counters.get(LATELY_AT[0]) {
+            self.counters.set(LATELY_AT[0], time.as_nanos());
+            self.counters.set(LONGEST_AT, time.as_nanos().max(self.counters.get(LONGEST_AT)));
         }
     }
 
@@ -230,6 +241,11 @@ impl WorkerReport {
             let TxStats { packets, bytes, oversize, errors } = stats;
             [packets, bytes, oversize, errors].into_iter().for_each(&mut put);
         }
+        if now >= self.minute_ends {
+            self.counters.set(LATELY_AT[1], self.counters.get(LATELY_AT[0]));
+            self.counters.set(LATELY_AT[0], 0);
+            self.minute_ends = now + MINUTE;
+        }
         self.counters.publish_all();
         self.due = now + PUBLISH_EVERY;
     }
@@ -263,6 +279,27 @@ mod tests {
         assert_eq!(view.rx().collect::<Vec<_>>(), [(eth, 1, rx(1)), (eth, 4, rx(2))]);
         assert_eq!(view.tx().collect::<Vec<_>>(), [(PortId(2), 1, tx)]);
         assert!(!report.is_due(now + Duration::from_micros(999)) && report.is_due(now + PUBLISH_EVERY));
+    }
+
+    #[test]
+    fn the_longest_turn_of_the_last_minute_or_two_is_forgotten_and_that_of_all_time_is_not() {
+        let mut report = WorkerReport::new(WorkerId(0), Vec::new(), Vec::new());
+        let view = report.view();
+        let mut second = |seconds, nanos| {
+            report.busy(Duration::from_nanos(nanos));
+            report.publish(
+                Instant::ZERO + Duration::from_secs(seconds),
+                std::iter::empty(),
+                std::iter::empty(),
+            );
+            let times = view.turn_times();
+            (times.longest.as_nanos(), times.longest_lately.as_nanos())
+        };
+        assert_eq!(second(1, 9_000), (9_000, 9_000), "the first publication ends a minute");
+        assert_eq!(second(60, 500), (9_000, 9_000));
+        assert_eq!(second(62, 700), (9_000, 700));
+        assert_eq!(second(119, 600), (9_000, 700));
+        assert_eq!(second(123, 600), (9_000, 600));
     }
 
     #[test]

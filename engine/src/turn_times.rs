@@ -13,6 +13,8 @@ pub struct TurnTimes {
     pub buckets: [u64; TURN_BUCKETS],
     /// The longest.
     pub longest: Duration,
+    /// The longest of the last minute or two in which the worker was awake.
+    pub longest_lately: Duration,
 }
 
 impl TurnTimes {

@@ -272,6 +272,7 @@ fn turns(times: &TurnTimes) -> Turns {
         p50_nanos: quantile(0.5),
         p99_nanos: quantile(0.99),
         max_nanos: times.longest.as_nanos(),
+        recent_max_nanos: times.longest_lately.as_nanos(),
     }
 }
 

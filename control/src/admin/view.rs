@@ -262,6 +262,8 @@ pub struct Turns {
     pub p99_nanos: Option<u64>,
     /// The longest.
     pub max_nanos: u64,
+    /// The longest of the last minute or two in which the worker was awake.
+    pub recent_max_nanos: u64,
 }
 
 /// A queue.

@@ -54,7 +54,7 @@ fn room(workers: &[Worker]) -> Table {
     for worker in workers {
         let Load { used, capacity } = worker.buffers;
         let turns = &worker.turns;
-        let max = turns.p50_nanos.map(|_| turns.max_nanos);
+        let max = turns.p50_nanos.map(|_| turns.recent_max_nanos);
         let times = [turns.p50_nanos, turns.p99_nanos, max].map(|nanos| nanos.map_or_else(none, time));
         let free = format!("{}/{capacity}", capacity - used);
         let cells =
@@ -140,7 +140,8 @@ mod tests {
             turns: Turns {
                 p50_nanos: Some(2048),
                 p99_nanos: Some(65_536),
-                max_nanos: 1_500_000,
+                max_nanos: 9_000_000,
+                recent_max_nanos: 1_500_000,
                 ..Turns::default()
             },
             ..Worker::default()
@@ -191,6 +192,7 @@ mod tests {
                 p50_nanos: Some(1 << 20),
                 p99_nanos: Some(1 << 30),
                 max_nanos: 1 << 40,
+                recent_max_nanos: 1 << 40,
                 ..Turns::default()
             },
             rx: vec![queue.clone()],
