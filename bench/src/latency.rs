@@ -136,9 +136,11 @@ impl Bench {
         let plan = Plan { mode, scheduler: SchedulerKind::Wlc, services, servers };
         // What a reload changes is the weight of one server.
         let config = |weight| anyhow::Ok(Config::parse("latency", &plan.file(weight), false)?.config);
-        let configs = [config(1)?, config(2)?];
+        let (one, mut other) = (config(1)?, config(2)?);
+        other.share(&one);
+        let configs = [one, other];
         let (mut world, mut pipelines) = World::new(1, director::capacity(flows))?;
-        let compiled = world.compile(&configs[0])?;
+        let compiled = world.compile(configs[0].clone())?;
         world.publish(compiled);
         let mut rig = Rig::new(pipelines.remove(0), Clock::System)?;
         let connections = connections::open::<V4>(&mut rig, mode, 0..flows)?;
@@ -184,7 +186,7 @@ impl Bench {
             let control = scope.spawn(|| -> anyhow::Result<()> {
                 cores.iter().take(1).copied().for_each(machine::pin);
                 for config in configs.iter().rev().cycle() {
-                    let compiled = world.compile(config)?;
+                    let compiled = world.compile(config.clone())?;
                     let generation = world.publish(compiled);
                     while !world.is_in_force(generation) {
                         if stop.load(Ordering::Relaxed) {

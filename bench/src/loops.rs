@@ -1,5 +1,5 @@
-//! Turns of a worker's loop under a load of so many packets per second, each with the time it took, and without the turns
-//! in which the thread did not run all the while.
+//! Turns of a worker's loop, under a load of so many packets per second or without any, each with the time it took, and
+//! whether the thread ran all the while.
 
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_engine::clock::Clock;
@@ -64,6 +64,33 @@ impl<'a> Loop<'a> {
         self.last = end;
         self.taken += packets;
         Turned { packets, took, waited: Duration::from_nanos((since - first_ns).max(0.0) as u64), ran, end }
+    }
+}
+
+/// A loop that only reads the clock: what the machine does to any loop.
+pub struct Bare {
+    last: Instant,
+    watch: Watch,
+}
+
+impl Bare {
+    /// One that begins now.
+    pub fn new() -> Self {
+        let now = Clock::System.now();
+        Self { last: now, watch: Watch::new(now) }
+    }
+
+    /// Goes once round. Returns how long that took, and whether the thread ran all the while.
+    pub fn turn(&mut self) -> (Duration, bool) {
+        let end = Clock::System.now();
+        let begin = std::mem::replace(&mut self.last, end);
+        (end - begin, self.watch.ran(begin, end))
+    }
+}
+
+impl Default for Bare {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

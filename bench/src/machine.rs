@@ -54,6 +54,33 @@ pub const fn pages(pages: Pages) -> &'static str {
     }
 }
 
+/// Bytes of this process that lie in memory.
+pub fn resident() -> u64 {
+    let pages =
+        read("/proc/self/statm").split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// How often the kernel has taken the core from the thread `tid` of this process so far.
+pub fn switches(tid: i32) -> u64 {
+    let status = read(&format!("/proc/self/task/{tid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Time of all cores so far: what the host gave to others although they had work (`steal`), and all of it.
+pub fn stolen() -> (u64, u64) {
+    shares(&read("/proc/stat"))
+}
+
+/// The eighth figure of the first line, and the sum of the first eight: proc_stat(5).
+fn shares(stat: &str) -> (u64, u64) {
+    let line = stat.lines().next().unwrap_or_default();
+    let figures: Vec<u64> =
+        line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
+    (figures.get(7).copied().unwrap_or(0), figures.iter().sum())
+}
+
 /// The content of a file, empty when it cannot be read: not every kernel has every file.
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
@@ -80,5 +107,7 @@ mod tests {
         assert_eq!(chosen(""), "unknown");
         assert_eq!(cpu("processor\t: 0\nmodel name\t: AMD EPYC 9R14\n"), "AMD EPYC 9R14");
         assert_eq!(cpu(""), "unknown");
+        assert_eq!(shares("cpu  10 1 2 80 3 0 1 3 7 0\ncpu0 5 0 1 40 2 0 0 2 3 0\n"), (3, 100));
+        assert_eq!(shares(""), (0, 0));
     }
 }

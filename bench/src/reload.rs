@@ -1,12 +1,14 @@
 //! What a reload takes, from the file to all workers, and how long it keeps a worker from its packets. By the daemon's own
 //! code; the kernel is not asked and not changed.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 use shunt_control::config::Config;
+use shunt_control::state::SERVERS_MAX;
 use shunt_dataplane::pipeline::Pipeline;
 use shunt_dataplane::scheduler::SchedulerKind;
 use shunt_dataplane::server::Mode;
@@ -14,13 +16,13 @@ use shunt_engine::Duration;
 use shunt_engine::clock::Clock;
 
 use crate::director;
-use crate::loops::Loop;
+use crate::loops::{Bare, Loop};
 use crate::machine::{self, Machine};
 use crate::pipeline::{mode, scheduler, thread_cpu_ns};
 use crate::progress::Progress;
 use crate::report::{hundredths, place};
 use crate::rig::Rig;
-use crate::world::{Plan, World};
+use crate::world::{Plan, World, bytes_per_slot};
 
 /// What is typed behind `reload`.
 #[derive(Debug, Args)]
@@ -38,7 +40,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
     services: u32,
     /// Servers of each.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     servers: u32,
     /// Workers, each on a core of its own; unless said otherwise all cores but one.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -61,6 +63,11 @@ pub struct Report {
     pub servers: u32,
     /// Workers.
     pub workers: u16,
+    /// Memory that each worker has taken for each server slot before there is any server, in bytes.
+    #[serde(serialize_with = "hundredths")]
+    pub slot_bytes: f64,
+    /// Share of the cores' time that the host gave to others while they had work.
+    pub stolen: f64,
     /// What was measured.
     pub runs: Vec<Run>,
 }
@@ -72,7 +79,7 @@ pub struct Run {
     pub scheduler: &'static str,
     /// What is changed.
     pub change: &'static str,
-    /// To read the file and understand it.
+    /// To read the file and understand it, or to change what is in force.
     #[serde(serialize_with = "hundredths")]
     pub read_ms: f64,
     /// The same in CPU time of the thread.
@@ -90,20 +97,45 @@ pub struct Run {
     /// All of it.
     #[serde(serialize_with = "hundredths")]
     pub total_ms: f64,
-    /// The longest turn of any worker's loop from the publication on, in microseconds.
+    /// All of it, as far as it is work of this thread, in CPU time.
     #[serde(serialize_with = "hundredths")]
-    pub loop_us: f64,
-    /// The same in as much time before anything is published: what the machine does by itself.
+    pub total_cpu_ms: f64,
+    /// Turns of the workers' loops from the publication on.
+    pub loops: Loops,
+    /// The same in as much time before anything is published.
+    pub quiet: Loops,
+    /// In as much time the turns of a loop on the same cores that only reads the clock: what the machine does to any loop.
+    pub bare: Loops,
+    /// Turns above five microseconds that are left out because the thread did not run all the while.
+    pub excluded: u64,
+    /// Their share of all turns above five microseconds.
+    pub excluded_share: f64,
+    /// How often the kernel has taken a worker's core meanwhile.
+    pub switches: u64,
+}
+
+/// The longest turns of some stretches of time, one for each round.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Loops {
+    /// Of all rounds, in microseconds.
     #[serde(serialize_with = "hundredths")]
-    pub quiet_loop_us: f64,
-    /// Share of turns above five microseconds that are left out because the thread did not run all the while.
-    pub excluded: f64,
+    pub longest_us: f64,
+    /// Of the round in which it was shortest: what comes by chance does not come in every round.
+    #[serde(serialize_with = "hundredths")]
+    pub least_us: f64,
+    /// Turns of more than 100 microseconds, in all rounds.
+    pub long: u64,
 }
 
 /// Workers are watched for so long after a change is in force: they finish what it brings piece by piece.
 const WATCHED: std::time::Duration = std::time::Duration::from_millis(200);
+/// For a worker to hear that it is to do something else.
+const CHANGE: std::time::Duration = std::time::Duration::from_millis(5);
 /// What a shorter turn is caused by nobody asks.
 const LONG: Duration = Duration::from_micros(5);
+
+/// So long no turn shall be.
+const LIMIT: Duration = Duration::from_micros(100);
 
 /// Measures and says.
 ///
@@ -116,15 +148,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     cores.iter().take(1).copied().for_each(machine::pin);
     let workers = arguments.workers.unwrap_or(cores.len().saturating_sub(1).max(1) as u16);
     let progress = Progress::new(arguments.schedulers.len());
-    let mut runs = Vec::new();
+    let slot_bytes = bytes_per_slot()?;
+    let (mut runs, before) = (Vec::new(), machine::stolen());
     for &scheduler in &arguments.schedulers {
         progress.begin(scheduler.name());
         runs.extend(measure(arguments, scheduler, workers, &cores)?);
         progress.done();
     }
     drop(progress);
+    let after = machine::stolen();
+    let stolen = (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
     let &Arguments { mode, services, servers, json, .. } = arguments;
-    let report = Report { machine, mode: mode.name(), services, servers, workers, runs };
+    let report = Report { machine, mode: mode.name(), services, servers, workers, slot_bytes, stolen, runs };
     if json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -141,63 +176,159 @@ fn measure(
 ) -> anyhow::Result<Vec<Run>> {
     let &Arguments { mode, services, servers, rounds, .. } = arguments;
     let plan = Plan { mode, scheduler, services, servers };
-    let (one, other) = (plan.file(1), plan.file(2));
-    let nothing_yet = Plan { services: 1, servers: 1, ..plan }.file(1);
+    let nothing_yet = Plan { services: 1, servers: 1, ..plan };
+    let [one, other, nothing_yet] =
+        [(plan, 1), (plan, 2), (nothing_yet, 1)].map(|(plan, weight)| File::new(&plan.file(weight)));
+    let (one, other, nothing_yet) = (one?, other?, nothing_yet?);
     let (mut world, pipelines) = World::new(workers, director::capacity(0))?;
     let mut rigs = Rig::mesh(pipelines, &Clock::System)?;
-    let watched = Watched::default();
+    let watched = Watched::new(workers);
     std::thread::scope(|scope| {
-        for (rig, number) in rigs.iter_mut().zip(1..) {
-            let (watched, core) = (&watched, cores.get(number % cores.len().max(1)).copied());
+        for (rig, number) in rigs.iter_mut().zip(0..) {
+            let (watched, core) = (&watched, cores.get((number + 1) % cores.len().max(1)).copied());
             scope.spawn(move || {
                 core.into_iter().for_each(machine::pin);
-                watched.turn(rig);
+                watched.turn(rig, number);
             });
         }
-        let measured = ["everything", "nothing", "one server"].map(|change| {
+        let measured = ["everything", "nothing", "one server, file", "one server, edit"].map(|change| {
             let rounds = (0..rounds).map(|round| {
                 if change == "everything" {
-                    Round::of(&mut world, &nothing_yet, &watched)?;
+                    Round::of(&mut world, |world| world.read(&nothing_yet.path), &watched)?;
                 }
-                let text = if change == "one server" && round % 2 == 0 { &other } else { &one };
-                Round::of(&mut world, text, &watched)
+                let weight = 1 + u32::from(round % 2 == 0);
+                match change {
+                    "one server, edit" => Round::of(&mut world, |world| Ok(world.edit(weight)), &watched),
+                    "one server, file" if weight == 2 => {
+                        Round::of(&mut world, |world| world.read(&other.path), &watched)
+                    }
+                    _ => Round::of(&mut world, |world| world.read(&one.path), &watched),
+                }
             });
             Ok(Round::run(rounds.collect::<anyhow::Result<_>>()?, scheduler, change))
         });
-        watched.stop.store(true, Ordering::Relaxed);
+        watched.stage.store(Stage::STOP, Ordering::Relaxed);
         measured.into_iter().collect()
     })
 }
 
+/// A configuration file, for as long as this lives.
+struct File {
+    path: PathBuf,
+}
+
+impl File {
+    fn new(text: &str) -> std::io::Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("shunt-bench-{}-{number}.toml", std::process::id()));
+        std::fs::write(&path, text)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // Nothing can be done about it, and nothing is wrong with the figures.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What the workers' threads do.
+struct Stage;
+
+impl Stage {
+    const WORK: u8 = 0;
+    const BARE: u8 = 1;
+    const STOP: u8 = 2;
+}
+
 /// What the workers' threads have seen since somebody asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Watched {
+    stage: AtomicU8,
     longest_ns: AtomicU64,
     long: AtomicU64,
+    /// Turns that took longer than what nobody asks about, and those of them that are left out.
+    asked: AtomicU64,
     excluded: AtomicU64,
-    stop: AtomicBool,
+    threads: Vec<AtomicI32>,
+}
+
+/// What has been seen in a stretch of time.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    longest_us: f64,
+    long: u64,
+    asked: u64,
+    excluded: u64,
+    switches: u64,
 }
 
 impl Watched {
-    /// Turns a worker without packets until it is to stop.
-    fn turn(&self, rig: &mut Rig<Pipeline>) {
-        let mut turns = Loop::new(rig, f64::INFINITY);
-        while !self.stop.load(Ordering::Relaxed) {
-            let turned = turns.turn();
-            if turned.took < LONG {
-                continue;
+    fn new(workers: u16) -> Self {
+        let count = || AtomicU64::new(0);
+        Self {
+            stage: AtomicU8::new(Stage::WORK),
+            longest_ns: count(),
+            long: count(),
+            asked: count(),
+            excluded: count(),
+            threads: (0..workers).map(|_| AtomicI32::new(0)).collect(),
+        }
+    }
+
+    /// Turns a worker without packets, or nothing at all, until it is to stop.
+    fn turn(&self, rig: &mut Rig<Pipeline>, number: usize) {
+        self.threads[number].store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
+        loop {
+            let mut turns = Loop::new(rig, f64::INFINITY);
+            while self.stage.load(Ordering::Relaxed) == Stage::WORK {
+                let turned = turns.turn();
+                self.note(turned.took, turned.ran);
             }
-            self.long.fetch_add(1, Ordering::Relaxed);
-            match turned.ran {
-                true => _ = self.longest_ns.fetch_max(turned.took.as_nanos(), Ordering::Relaxed),
-                false => _ = self.excluded.fetch_add(1, Ordering::Relaxed),
+            let mut bare = Bare::new();
+            while self.stage.load(Ordering::Relaxed) == Stage::BARE {
+                let (took, ran) = bare.turn();
+                self.note(took, ran);
+            }
+            if self.stage.load(Ordering::Relaxed) == Stage::STOP {
+                return;
             }
         }
     }
 
-    /// The longest turn since this was asked last.
-    fn take_longest_us(&self) -> f64 {
-        self.longest_ns.swap(0, Ordering::Relaxed) as f64 / 1e3
+    #[inline]
+    fn note(&self, took: Duration, ran: bool) {
+        if took < LONG {
+            return;
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if !ran {
+            self.excluded.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.longest_ns.fetch_max(took.as_nanos(), Ordering::Relaxed);
+        if took > LIMIT {
+            self.long.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn switches(&self) -> u64 {
+        self.threads.iter().map(|thread| machine::switches(thread.load(Ordering::Relaxed))).sum()
+    }
+
+    /// What is seen while `what` is done and for some time after it.
+    fn during<T>(&self, what: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Seen)> {
+        let before = self.switches();
+        let take = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
+        _ = [&self.longest_ns, &self.long, &self.asked, &self.excluded].map(take);
+        let done = what()?;
+        std::thread::sleep(WATCHED);
+        let [longest_ns, long, asked, excluded] =
+            [&self.longest_ns, &self.long, &self.asked, &self.excluded].map(take);
+        let switches = self.switches() - before;
+        Ok((done, Seen { longest_us: longest_ns as f64 / 1e3, long, asked, excluded, switches }))
     }
 }
 
@@ -209,57 +340,60 @@ struct Round {
     compile_ms: f64,
     compile_cpu_ms: f64,
     in_force_ms: f64,
-    loop_us: f64,
-    quiet_loop_us: f64,
-    excluded: f64,
+    /// While the loop is bare, while workers have nothing to do, while they reload.
+    seen: [Seen; 3],
 }
 
 impl Round {
-    fn of(world: &mut World, text: &str, watched: &Watched) -> anyhow::Result<Self> {
+    fn of(
+        world: &mut World,
+        config: impl FnOnce(&mut World) -> anyhow::Result<Config>,
+        watched: &Watched,
+    ) -> anyhow::Result<Self> {
+        let stretch = |stage| {
+            watched.stage.store(stage, Ordering::Relaxed);
+            // So that no turn is of both.
+            std::thread::sleep(CHANGE);
+            watched.during(|| Ok(()))
+        };
+        let bare = stretch(Stage::BARE)?.1;
+        let quiet = stretch(Stage::WORK)?.1;
         let millis = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
-        watched.take_longest_us();
-        std::thread::sleep(WATCHED);
-        let quiet_loop_us = watched.take_longest_us();
         let cpu_millis = |since: u64| (thread_cpu_ns() - since) as f64 / 1e6;
         let (start, cpu) = (Instant::now(), thread_cpu_ns());
-        let config = Config::parse("reload", text, false)?.config;
+        let config = config(world)?;
         let (read_ms, read_cpu_ms) = (millis(start), cpu_millis(cpu));
         let (start, cpu) = (Instant::now(), thread_cpu_ns());
-        let compiled = world.compile(&config)?;
+        let compiled = world.compile(config)?;
         let (compile_ms, compile_cpu_ms) = (millis(start), cpu_millis(cpu));
-        watched.take_longest_us();
-        let counts = || [&watched.excluded, &watched.long].map(|count| count.load(Ordering::Relaxed));
-        let (start, [excluded, long]) = (Instant::now(), counts());
-        let generation = world.publish(compiled);
-        while !world.is_in_force(generation) {
-            std::thread::yield_now();
-        }
-        let in_force_ms = millis(start);
-        std::thread::sleep(WATCHED);
-        let loop_us = watched.take_longest_us();
-        let [excluded, long] = [counts()[0] - excluded, counts()[1] - long];
+        let (in_force_ms, reload) = watched.during(|| {
+            let start = Instant::now();
+            let generation = world.publish(compiled);
+            while !world.is_in_force(generation) {
+                std::thread::yield_now();
+            }
+            Ok(millis(start))
+        })?;
         world.reclaim();
-        let excluded = excluded as f64 / long.max(1) as f64;
-        Ok(Self {
-            read_ms,
-            read_cpu_ms,
-            compile_ms,
-            compile_cpu_ms,
-            in_force_ms,
-            loop_us,
-            quiet_loop_us,
-            excluded,
-        })
+        let seen = [bare, quiet, reload];
+        Ok(Self { read_ms, read_cpu_ms, compile_ms, compile_cpu_ms, in_force_ms, seen })
     }
 
     fn run(rounds: Vec<Self>, scheduler: SchedulerKind, change: &'static str) -> Run {
-        let sorted = |figure: fn(&Self) -> f64| {
+        let median = |figure: fn(&Self) -> f64| {
             let mut figures: Vec<_> = rounds.iter().map(figure).collect();
             figures.sort_by(f64::total_cmp);
-            figures
+            figures[rounds.len() / 2]
         };
-        let median = |figure| sorted(figure)[rounds.len() / 2];
-        let longest = |figure| sorted(figure)[rounds.len() - 1];
+        let sum = |figure: fn(&Seen) -> u64| rounds.iter().map(|round| figure(&round.seen[2])).sum::<u64>();
+        let loops = |stretch: usize| {
+            let longest = || rounds.iter().map(|round| round.seen[stretch].longest_us);
+            Loops {
+                longest_us: longest().fold(0.0, f64::max),
+                least_us: longest().fold(f64::INFINITY, f64::min),
+                long: rounds.iter().map(|round| round.seen[stretch].long).sum(),
+            }
+        };
         Run {
             scheduler: scheduler.name(),
             change,
@@ -269,35 +403,42 @@ impl Round {
             compile_cpu_ms: median(|round| round.compile_cpu_ms),
             in_force_ms: median(|round| round.in_force_ms),
             total_ms: median(|round| round.read_ms + round.compile_ms + round.in_force_ms),
-            loop_us: longest(|round| round.loop_us),
-            quiet_loop_us: longest(|round| round.quiet_loop_us),
-            excluded: sorted(|round| round.excluded).iter().sum::<f64>() / rounds.len() as f64,
+            total_cpu_ms: median(|round| round.read_cpu_ms + round.compile_cpu_ms),
+            bare: loops(0),
+            quiet: loops(1),
+            loops: loops(2),
+            excluded: sum(|seen| seen.excluded),
+            excluded_share: sum(|seen| seen.excluded) as f64 / sum(|seen| seen.asked).max(1) as f64,
+            switches: sum(|seen| seen.switches),
         }
     }
 }
 
 fn table(report: &Report) -> String {
     let mut out = format!(
-        "{}, {} services with {} servers each, {} workers\n{:<9} {:<12} {:>8} {:>8} {:>10} {:>8} {:>11} {:>9} {:>8} {:>13} {:>9}\n",
+        "{}, {} services with {} servers each, {} workers; {:.0} bytes per worker and server slot at start, {:.1} MiB for all\n\
+         {:.2} % of the machine's time went to others on the same host. Milliseconds:\n\
+         {:<9} {:<16} {:>8} {:>8} {:>10} {:>8} {:>11} {:>9} {:>8}\n",
         report.mode,
         report.services,
         report.servers,
         report.workers,
+        report.slot_bytes,
+        report.slot_bytes * SERVERS_MAX as f64 / f64::from(1 << 20),
+        100.0 * report.stolen,
         "scheduler",
         "change",
-        "read ms",
-        "cpu ms",
-        "compile ms",
-        "cpu ms",
-        "in force ms",
-        "total ms",
-        "loop us",
-        "quiet loop us",
-        "excluded"
+        "read",
+        "cpu",
+        "compile",
+        "cpu",
+        "in force",
+        "total",
+        "cpu"
     );
     for run in &report.runs {
         out += &format!(
-            "{:<9} {:<12} {:>8.1} {:>8.1} {:>10.1} {:>8.1} {:>11.2} {:>9.1} {:>8.1} {:>13.1} {:>8.2}%\n",
+            "{:<9} {:<16} {:>8.1} {:>8.1} {:>10.1} {:>8.1} {:>11.2} {:>9.1} {:>8.1}\n",
             run.scheduler,
             run.change,
             run.read_ms,
@@ -306,9 +447,26 @@ fn table(report: &Report) -> String {
             run.compile_cpu_ms,
             run.in_force_ms,
             run.total_ms,
-            run.loop_us,
-            run.quiet_loop_us,
-            100.0 * run.excluded
+            run.total_cpu_ms
+        );
+    }
+    out += &format!(
+        "Longest turns in microseconds, of all rounds, of the best, and how many above 100:\n\
+         {:<9} {:<16} {:>24} {:>24} {:>24} {:>9} {:>8}\n",
+        "scheduler", "change", "reload", "no reload", "no worker", "excluded", "switches"
+    );
+    for run in &report.runs {
+        let loops =
+            |loops: Loops| format!("{:.1} {:>7.1} {:>5}", loops.longest_us, loops.least_us, loops.long);
+        out += &format!(
+            "{:<9} {:<16} {:>24} {:>24} {:>24} {:>8.2}% {:>8}\n",
+            run.scheduler,
+            run.change,
+            loops(run.loops),
+            loops(run.quiet),
+            loops(run.bare),
+            100.0 * run.excluded_share,
+            run.switches
         );
     }
     out.trim_end().to_owned()
