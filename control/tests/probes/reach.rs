@@ -19,10 +19,10 @@ fn black_hole() {
         nft add rule inet hole hole ip6 daddr 2001:db8::1 drop");
 }
 
-/// A network with nobody in it: 10.9.0.0/24.
+/// A network with nobody in it, which is found out after one ARP request: 10.9.0.0/24.
 fn empty_network() {
     sh("ip link add here type veth peer name there; ip addr add 10.9.0.1/24 dev here
-        ip link set here up; ip link set there up");
+        ip link set here up; ip link set there up; sysctl -qw net.ipv4.neigh.here.mcast_solicit=1");
 }
 
 fn udp(send: &str, expect: Option<&str>) -> Probe {
