@@ -154,6 +154,7 @@ impl Daemon {
         let mut config = loaded.config;
         let changes = self.changes(&config);
         let needs_restart = needs_restart(&self.config, &config);
+        self.health.watch().carry_over(&mut config, Clock::System.now());
         drain::carry_over(Some(&self.config), &mut config, Clock::System.now());
         let (mut numbers, current) = (self.numbers.clone(), self.publisher.current());
         let snapshot = compile(&config, &self.kernel, &self.ports, &mut numbers, &current)

@@ -54,7 +54,7 @@ impl Daemon {
     /// Puts in force what the checks of servers have found.
     pub(crate) fn standings_changed(&mut self) {
         let mut config = self.config.clone();
-        if !self.health.watch().apply(&mut config) {
+        if !self.health.alter(|watch, now| watch.apply(&mut config, now)) {
             return;
         }
         let mut numbers = self.numbers.clone();

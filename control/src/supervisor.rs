@@ -344,6 +344,7 @@ impl Daemon {
 
     /// Begins to check servers.
     fn check_servers(&self) {
+        Driver::make_room();
         self.health.alter(|watch, now| watch.configure(&self.config, now));
         let events = self.events.clone();
         tokio::spawn(self.health.clone().run(move |notice| events.tell(notice.into())));
@@ -395,6 +396,7 @@ impl Daemon {
     /// Notes what the workers have counted.
     fn note(&mut self) {
         self.recent.note(Clock::System.now(), self.workers.views().iter().map(Counts::of));
+        self.tell_passive_checks();
     }
 
     /// What is due now and then.

@@ -78,6 +78,7 @@ named! {
         BytesIn = "bytes_in": "bytes sent to the server, layer 3",
         PacketsOut = "packets_out": "packets from the server to clients",
         BytesOut = "bytes_out": "bytes from the server to clients, layer 3",
+        Failures = "failures": "connections the server refused (RST) or did not answer, and datagrams answered with ICMP unreachable, in modes whose answers pass here",
     }
 }
 

@@ -3,7 +3,7 @@
 use shunt_engine::Instant;
 
 use crate::conn::{Conn, ConnFlags, ConnId, State, Ticks};
-use crate::counters::{Event, WorkerCounters};
+use crate::counters::{Event, ServerField, WorkerCounters};
 use crate::flow::{Context, Flows, load_fields};
 use crate::ip::Ip;
 use crate::persist::Template;
@@ -38,6 +38,9 @@ impl<A: Ip> Flows<A> {
             let (held, now) = (&self.held, cx.ticks);
             let done = self.table.expire(now, Self::EXPIRE_BUDGET, |id, conn| {
                 cx.counters.event(Event::ConnectionsExpired);
+                if was_unanswered(conn) {
+                    cx.counters.server_add(conn.server_id, ServerField::Failures, 1);
+                }
                 forget(conn, held.template(id, conn), now, cx.snapshot, cx.counters, cx.shared);
             });
             removed = done.removed;
@@ -51,6 +54,13 @@ impl<A: Ip> Flows<A> {
         let next = [expiry, ended.next].into_iter().flatten().min();
         Tick { removed: removed + ended.removed, next }
     }
+}
+
+/// Whether a connection is one whose server has said nothing to its client's SYN, where that would have passed here.
+fn was_unanswered<A: Ip>(conn: &Conn<A>) -> bool {
+    State::from_number(conn.state) == State::SynRecv
+        && !conn.flags.has(ConnFlags::AGAIN | ConnFlags::MOVED | ConnFlags::PARKED)
+        && conn.mode().sees_replies()
 }
 
 /// Takes a connection that went off its server's load, and lets its `template` go.

@@ -202,7 +202,10 @@ impl<A: Ip> Flows<A> {
                 Protocol::Udp => self.beside(cx, hit, server, packet, frame),
             };
         }
-        self.table.get_mut(hit.id).flags.set(ConnFlags::AGAIN, true);
+        // Who repeats a SYN has not been answered.
+        if packet.tuple.protocol == Protocol::Udp || !packet.opens() {
+            self.table.get_mut(hit.id).flags.set(ConnFlags::AGAIN, true);
+        }
         self.pass(cx, hit, server, &packet.meta, frame)
     }
 
@@ -367,6 +370,9 @@ impl<A: Ip> Flows<A> {
             Protocol::Tcp => old.next(view(conn.mode(), hit.direction), meta.tcp_flags),
         };
         if new != old {
+            if new == State::Close && hit.direction == Direction::Reply && old.is_half_open() {
+                cx.counters.server_add(server.id, ServerField::Failures, 1);
+            }
             self.enter(cx, hit.id, server, new);
         } else if old.is_over() {
             self.table.set_state(hit.id, old);
@@ -428,7 +434,13 @@ impl<A: Ip> Flows<A> {
         };
         let decision = match hit.direction {
             Direction::Request => transmit::icmp_to_server(cx, conn, server, quoted, meta, frame),
-            Direction::Reply => transmit::icmp_to_client(cx, conn, quoted, meta, frame),
+            Direction::Reply => {
+                let unreachable = frame.data().get(usize::from(meta.l4)) == Some(&A::ICMP_UNREACHABLE);
+                if unreachable && conn.protocol() == Protocol::Udp {
+                    cx.counters.server_add(server.id, ServerField::Failures, 1);
+                }
+                transmit::icmp_to_client(cx, conn, quoted, meta, frame)
+            }
         };
         if matches!(decision, Decision::Forward(_) | Decision::Replaced) {
             cx.counters.event(Event::IcmpForwarded);

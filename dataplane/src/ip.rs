@@ -22,6 +22,8 @@ pub trait Ip: Family {
     const TUNNEL_CARRIES: u16;
     /// Whether the checksum of an ICMP message covers the addresses of the packet it is in.
     const ICMP_COVERS_ADDRESSES: bool;
+    /// Type of the ICMP error "destination unreachable" (RFC 792, RFC 4443 §3.1).
+    const ICMP_UNREACHABLE: u8;
 
     /// Bytes of a header without options or extension headers.
     const HEADER_LEN: usize;
@@ -74,6 +76,7 @@ impl Ip for V4 {
     /// RFC 2003 §5.1: a packet that must not be cut inside must not be outside.
     const TUNNEL_CARRIES: u16 = 0;
     const ICMP_COVERS_ADDRESSES: bool = false;
+    const ICMP_UNREACHABLE: u8 = 3;
     const HEADER_LEN: usize = wire::ipv4::HEADER_LEN;
 
     fn write_header(out: &mut [u8], src: Self, dst: Self, payload_len: u16) {
@@ -146,6 +149,7 @@ impl Ip for V6 {
     /// RFC 2473 §7.1: no sender can be asked for less.
     const TUNNEL_CARRIES: u16 = Self::MTU_MIN;
     const ICMP_COVERS_ADDRESSES: bool = true;
+    const ICMP_UNREACHABLE: u8 = 1;
     const HEADER_LEN: usize = ipv6::HEADER_LEN;
 
     fn write_header(out: &mut [u8], src: Self, dst: Self, payload_len: u16) {

@@ -22,6 +22,7 @@ use crate::compile::weight;
 use crate::config::{self, Word};
 use crate::drain;
 use crate::handoff::{self, Facts, PortFacts};
+use crate::health::passive::Seen;
 use crate::health::watch::Watch;
 use crate::recent::{Counts, Stretch};
 use crate::rss::RssMatch;
@@ -127,6 +128,19 @@ impl Daemon {
             bytes_in: sum(ServerField::BytesIn),
             packets_out: sum(ServerField::PacketsOut),
             bytes_out: sum(ServerField::BytesOut),
+            failures: sum(ServerField::Failures),
+        }
+    }
+
+    /// Shows what the workers have counted to the checks that look at nothing else.
+    pub(crate) fn tell_passive_checks(&self) {
+        let services = self.config.services.iter();
+        let servers = services.flat_map(|service| service.servers.iter().map(move |one| (service, one)));
+        for (service, typed) in servers.filter(|(_, server)| server.health.passive.is_some()) {
+            let Some(id) = self.numbers.server(&service.name, typed) else { continue };
+            let Traffic { connections, failures, .. } = self.traffic(id);
+            let seen = Seen { opened: connections, failed: failures };
+            self.health.alter(|watch, now| watch.seen(&service.name, typed, seen, now));
         }
     }
 

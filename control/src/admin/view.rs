@@ -183,6 +183,8 @@ pub struct Traffic {
     pub packets_out: u64,
     /// Their bytes.
     pub bytes_out: u64,
+    /// Connections it refused or did not answer, and datagrams answered with ICMP unreachable, where answers pass here.
+    pub failures: u64,
 }
 
 /// `GET /v1/workers`

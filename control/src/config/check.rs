@@ -68,6 +68,8 @@ pub(super) fn asks(key: &str, spanned: &Spanned<raw::Check>, diagnostics: &mut D
         CheckKind::Smtp => Some(Probe::Smtp(reader.smtp())),
         CheckKind::Exec => reader.exec(),
         CheckKind::File => reader.file(),
+        // It asks nothing ([`super::health`]).
+        CheckKind::Passive => None,
     };
     Some(Asks { probe: probe?, port })
 }
@@ -92,7 +94,8 @@ impl Key {
 
 /// Every such key of a check.
 fn keys(typed: &raw::Check) -> Vec<Key> {
-    use CheckKind::{Dns, Exec, File, Http, Https, Smtp, Tcp, Udp};
+    use CheckKind::{Dns, Exec, File, Http, Https, Passive, Ping, Smtp, Tcp, Udp};
+    const ASKING: &[CheckKind] = &[Ping, Tcp, Udp, Http, Https, Dns, Smtp, Exec, File];
     const HTTP: &[CheckKind] = &[Http, Https];
     fn key<T>(name: &'static str, typed: &Typed<T>, kinds: &'static [CheckKind]) -> Key {
         Key { name, place: typed.as_ref().map(Spanned::span), kinds }
@@ -126,6 +129,13 @@ fn keys(typed: &raw::Check) -> Vec<Key> {
         key("weight_from", &typed.weight_from, &[Exec]),
         key("file", &typed.file, &[File]),
         key("file_says", &typed.file_says, &[File]),
+        key("failures", &typed.failures, &[Passive]),
+        key("hold", &typed.hold, &[Passive]),
+        key("fast_interval", &typed.fast_interval, ASKING),
+        key("jitter", &typed.jitter, ASKING),
+        key("timeout", &typed.timeout, ASKING),
+        key("rise", &typed.rise, ASKING),
+        key("fall", &typed.fall, ASKING),
     ]
 }
 

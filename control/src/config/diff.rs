@@ -131,7 +131,7 @@ fn service_keys(service: &Service) -> Keys {
         ("persistence_mask_ipv6", or_none(persistence.map(|persistence| persistence.mask_v6))),
         ("one_packet", one_packet.to_string()),
         ("quorum", policy.quorum.to_string()),
-        ("hysteresis", policy.hysteresis.to_string()),
+        ("quorum_hysteresis", policy.hysteresis.to_string()),
         ("panic_threshold", policy.panic_threshold.to_string()),
     ]
     .map(|(key, meaning)| (key.to_owned(), meaning))
@@ -166,6 +166,7 @@ fn server_keys(server: &Server) -> Keys {
         ("drain", or_none(drain.map(time))),
         ("sorry", sorry.to_string()),
         ("checks", format!("{:?}", health.checks)),
+        ("passive", format!("{:?}", health.passive)),
         ("initial", health.initial.word().to_owned()),
         ("on_down", health.on_down.word().to_owned()),
         ("slow_start", or_none(health.slow_start.map(time))),

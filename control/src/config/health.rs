@@ -10,9 +10,10 @@ use super::diagnostic::Diagnostics;
 use super::raw::{self, Typed};
 use super::resolve::{duration, integer, word};
 use super::service::Places;
-use super::words::{Initial, OnDown};
+use super::words::{CheckKind, Initial, OnDown, Word};
 use super::{Check, Listen, Server, ServerHealth, ServerPort};
 use crate::health::check::Rhythm;
+use crate::health::passive::Limits;
 use crate::health::service::Policy;
 
 /// How often a server is asked unless said otherwise.
@@ -24,8 +25,11 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// What servers have that say nothing themselves.
 pub(super) fn defaults(key: &str, typed: &raw::Service, diagnostics: &mut Diagnostics) -> ServerHealth {
     let key = |name: &str| format!("{key}: {name}");
+    let (checks, passive) =
+        checks(&key("check"), &typed.check, diagnostics).unwrap_or_else(|| (Arc::new([]), None));
     ServerHealth {
-        checks: checks(&key("check"), &typed.check, diagnostics).unwrap_or_else(|| Arc::new([])),
+        checks,
+        passive,
         initial: word(&key("initial"), &typed.initial, Initial::Down, diagnostics),
         on_down: word(&key("on_down"), &typed.on_down, OnDown::Remove, diagnostics),
         slow_start: duration(&key("slow_start"), &typed.slow_start, diagnostics),
@@ -41,8 +45,10 @@ pub(super) fn server(
 ) -> ServerHealth {
     let key = |name: &str| format!("{key} {name}");
     let own = checks(&key("check"), &typed.check, diagnostics);
+    let (checks, passive) = own.unwrap_or_else(|| (defaults.checks.clone(), defaults.passive));
     ServerHealth {
-        checks: own.unwrap_or_else(|| defaults.checks.clone()),
+        checks,
+        passive,
         initial: word(&key("initial"), &typed.initial, defaults.initial, diagnostics),
         on_down: word(&key("on_down"), &typed.on_down, defaults.on_down, diagnostics),
         slow_start: duration(&key("slow_start"), &typed.slow_start, diagnostics).or(defaults.slow_start),
@@ -61,7 +67,13 @@ pub(super) fn unchecked(key: &str, typed: &raw::Server, diagnostics: &mut Diagno
         let label = "it takes connections when there are not enough others, well or not";
         diagnostics.error(place, format!("{key} {name}: a sorry server is not checked"), label);
     }
-    ServerHealth { checks: Arc::new([]), initial: Initial::Up, on_down: OnDown::Remove, slow_start: None }
+    ServerHealth {
+        checks: Arc::new([]),
+        passive: None,
+        initial: Initial::Up,
+        on_down: OnDown::Remove,
+        slow_start: None,
+    }
 }
 
 /// What follows for the service from the states of its servers.
@@ -100,14 +112,35 @@ fn checks(
     key: &str,
     typed: &Typed<Vec<Spanned<raw::Check>>>,
     diagnostics: &mut Diagnostics,
-) -> Option<Arc<[Check]>> {
+) -> Option<(Arc<[Check]>, Option<Limits>)> {
     let typed = typed.as_ref()?;
-    Some(typed.as_ref().iter().filter_map(|typed| check(key, typed, diagnostics)).collect())
+    let mut limits = None;
+    let mut checks = Vec::new();
+    for spanned in typed.as_ref() {
+        checks.extend(check(key, spanned, diagnostics));
+        let passive = |kind: &Spanned<String>| kind.as_ref() == CheckKind::Passive.word();
+        if spanned.as_ref().kind.as_ref().is_some_and(passive)
+            && limits.replace(passive_limits(key, spanned.as_ref(), diagnostics)).is_some()
+        {
+            let message = format!("{key}: a server has one passive check");
+            diagnostics.error(spanned.span(), message, "another one");
+        }
+    }
+    Some((checks.into(), limits))
+}
+
+fn passive_limits(key: &str, typed: &raw::Check, diagnostics: &mut Diagnostics) -> Limits {
+    let key = |name: &str| format!("{key}: {name}");
+    Limits {
+        failures: integer(&key("failures"), &typed.failures, 5, 1..=ANSWERS_MAX, diagnostics),
+        interval: duration(&key("interval"), &typed.interval, diagnostics).unwrap_or(Duration::from_secs(10)),
+        hold: duration(&key("hold"), &typed.hold, diagnostics).unwrap_or(Duration::from_secs(30)),
+    }
 }
 
 fn check(key: &str, spanned: &Spanned<raw::Check>, diagnostics: &mut Diagnostics) -> Option<Check> {
-    let rhythm = rhythm(key, spanned.as_ref(), diagnostics);
-    Some(Check { asks: asks(key, spanned, diagnostics)?, rhythm })
+    let asks = asks(key, spanned, diagnostics)?;
+    Some(Check { asks, rhythm: rhythm(key, spanned.as_ref(), diagnostics) })
 }
 
 fn rhythm(key: &str, typed: &raw::Check, diagnostics: &mut Diagnostics) -> Rhythm {

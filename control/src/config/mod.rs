@@ -42,6 +42,7 @@ use shunt_engine::Duration;
 use crate::drain::{Draining, LeavingLocal};
 use crate::health::Standing;
 use crate::health::check::Rhythm;
+use crate::health::passive::Limits;
 use crate::health::service::Policy;
 
 pub use check::Asks;
@@ -246,6 +247,8 @@ pub struct Server {
 pub struct ServerHealth {
     /// All of them must pass; a server without any is always up.
     pub checks: Arc<[Check]>,
+    /// What the workers may see of it; `None`: anything.
+    pub passive: Option<Limits>,
     /// What it is before its first verdict.
     pub initial: Initial,
     /// What becomes of it when it is down.

@@ -234,6 +234,9 @@ pub(super) struct Check {
     // file
     pub(super) file: Typed<String>,
     pub(super) file_says: Typed<String>,
+    // passive
+    pub(super) failures: Typed<Number>,
+    pub(super) hold: Typed<String>,
 }
 
 /// `check.url`

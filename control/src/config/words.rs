@@ -106,6 +106,8 @@ words! {
         Exec = "exec",
         /// What a file says.
         File = "file",
+        /// What the workers see of it.
+        Passive = "passive",
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shunt_engine::Instant;
 use shunt_engine::clock::Clock;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -77,6 +78,13 @@ impl Driver {
             }
         });
         changes
+    }
+
+    /// Has the kernel allow as many sockets at a time as this process may ever have. It goes on with fewer: what cannot
+    /// be asked is no failure.
+    pub fn make_room() {
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
 
     /// Asks for ever, and shows `tell` what comes of it.

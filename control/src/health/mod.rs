@@ -7,10 +7,13 @@
 
 pub mod check;
 pub mod driver;
+pub mod passive;
 pub mod probe;
 pub mod server;
 pub mod service;
 mod shown;
+#[cfg(test)]
+mod simulation;
 pub mod watch;
 
 use shunt_engine::Instant;

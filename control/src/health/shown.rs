@@ -21,13 +21,19 @@ impl Watch {
         let member = self.watched(service)?.members.iter().find(|member| member.key == key)?;
         let entries: Vec<&Entry> = member.checks.iter().filter_map(|id| self.checks.get(id)).collect();
         let layer = |layer| works(&entries, layer).to_owned();
-        (!entries.is_empty()).then(|| Health {
+        let passive = member.passive.as_ref().map(|passive| Check {
+            kind: "passive".to_owned(),
+            state: passive.state().word().to_owned(),
+            seconds: seconds(passive.since(), now),
+            ..Check::default()
+        });
+        (!entries.is_empty() || passive.is_some()).then(|| Health {
             state: member.server.state().word().to_owned(),
             seconds: seconds(member.server.since(), now),
             l3: layer(Layer::L3),
             l4: layer(Layer::L4),
             l7: layer(Layer::L7),
-            checks: entries.iter().map(|entry| entry.shown(now)).collect(),
+            checks: entries.iter().map(|entry| entry.shown(now)).chain(passive).collect(),
         })
     }
 }

@@ -13,6 +13,7 @@ use shunt_engine::{Duration, Instant};
 
 use super::Standing;
 use super::check::{Answer, Check, Rhythm, State};
+use super::passive::{Passive, Seen};
 use super::probe::{Failure, Layer, Passed, Probe, Target};
 use super::server::Server;
 use super::service::{self, Choice, Policy, Service};
@@ -100,6 +101,7 @@ pub(super) struct Member {
     weight: u32,
     sorry: bool,
     pub(super) checks: Vec<CheckId>,
+    pub(super) passive: Option<Passive>,
     pub(super) server: Server,
     /// It was there when the daemon started: it is no colder than the others.
     warm: bool,
@@ -121,6 +123,8 @@ pub struct Watch {
     by_name: HashMap<String, usize>,
     growing: BTreeSet<(Instant, usize)>,
     changed: BTreeSet<usize>,
+    /// Services to be judged, once for all that happens in a moment: that takes as long as they have servers.
+    pending: BTreeSet<usize>,
     notices: Vec<Notice>,
     configured: bool,
 }
@@ -156,6 +160,7 @@ impl Watch {
             self.forget_places(number);
             self.growing.retain(|&(_, other)| other != number);
             self.changed.remove(&number);
+            self.pending.remove(&number);
             self.services[number] = None;
             self.free.push(number);
         }
@@ -213,8 +218,20 @@ impl Watch {
             for &(number, member) in &places {
                 self.judge_server(number, member, now);
             }
-            let numbers: BTreeSet<_> = places.into_iter().map(|(number, _)| number).collect();
-            numbers.into_iter().for_each(|number| self.judge_service(number, now));
+            self.pending.extend(places.into_iter().map(|(number, _)| number));
+        }
+    }
+
+    /// Takes what the workers have seen of a server that has a passive check.
+    pub fn seen(&mut self, service: &str, server: &config::Server, seen: Seen, now: Instant) {
+        let Some(&number) = self.by_name.get(service) else { return };
+        let Some(watched) = &mut self.services[number] else { return };
+        let key = server_key(server);
+        let Some(place) = watched.members.iter().position(|member| member.key == key) else { return };
+        let passive = watched.members[place].passive.as_mut();
+        if passive.and_then(|passive| passive.look(seen, now)).is_some() {
+            self.judge_server(number, place, now);
+            self.pending.insert(number);
         }
     }
 
@@ -224,17 +241,20 @@ impl Watch {
             && at <= now
         {
             self.growing.pop_first();
-            self.judge_service(number, now);
+            self.pending.insert(number);
         }
     }
 
-    /// Whether servers have another standing than the configuration in force says.
+    /// Whether servers may have another standing than the configuration in force says.
     pub fn has_changed(&self) -> bool {
-        !self.changed.is_empty()
+        !self.changed.is_empty() || !self.pending.is_empty()
     }
 
     /// Brings the changed standings into `config`, the one in force. Returns whether there were any.
-    pub fn apply(&mut self, config: &mut Config) -> bool {
+    pub fn apply(&mut self, config: &mut Config, now: Instant) -> bool {
+        for number in std::mem::take(&mut self.pending) {
+            self.judge_service(number, now);
+        }
         let changed = std::mem::take(&mut self.changed);
         let watched = changed.iter().filter_map(|&number| self.services[number].as_ref());
         let changed: HashMap<&str, &Watched> =
@@ -316,6 +336,11 @@ impl Watch {
     ) -> Member {
         let slow_start = typed.health.slow_start;
         let trusted = typed.health.initial == Initial::Up;
+        let known = old.as_ref().and_then(|old| old.passive.as_ref());
+        let passive = typed.health.passive.map(|limits| match known {
+            Some(known) => known.with(limits),
+            None => Passive::new(limits, now),
+        });
         let (server, warm) = match old {
             Some(old) => (old.server.reloaded(slow_start), old.warm),
             None => (Server::new(trusted, slow_start, now), !self.configured),
@@ -326,6 +351,7 @@ impl Watch {
             weight: typed.weight,
             sorry: typed.sorry,
             checks,
+            passive,
             server,
             warm,
             standing: typed.standing,
@@ -369,17 +395,19 @@ impl Watch {
         let Some(watched) = &mut self.services[number] else { return };
         let Some(member) = watched.members.get_mut(member) else { return };
         let entries = member.checks.iter().filter_map(|id| self.checks.get(id));
-        let Some(state) = member.server.judge(entries.clone().map(|e| e.check.state()), now, !member.warm)
-        else {
-            return;
-        };
+        let passive = member.passive.as_ref().map(Passive::state);
+        let states = entries.clone().map(|entry| entry.check.state()).chain(passive);
+        let before = member.server.state();
+        let Some(state) = member.server.judge(states, now, !member.warm) else { return };
         member.warm &= state == State::Unknown;
-        // That a server without checks is up, or one is to be checked first, is no news.
-        if entries.clone().all(|entry| entry.check.state() == State::Unknown) {
+        // That a server is to be checked first is no news, nor that one is up of which nothing is known yet.
+        let nothing_known = entries.clone().all(|entry| entry.check.state() == State::Unknown);
+        if state == State::Unknown || (before, state, nothing_known) == (State::Unknown, State::Up, true) {
             return;
         }
         let failed = entries.filter(|entry| entry.check.state() == State::Down);
-        let why = failed.filter_map(Entry::complaint).next();
+        let seen = (passive == Some(State::Down)).then(|| "passive: connections to it fail".to_owned());
+        let why = failed.filter_map(Entry::complaint).next().or(seen);
         self.notices.push(Notice::Server {
             service: watched.name.clone(),
             server: member.name.clone(),

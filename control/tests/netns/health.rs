@@ -177,3 +177,84 @@ fn a_program_that_runs_as_nobody_says_who_takes_part() {
     std::fs::remove_dir_all(&ill).unwrap();
     await_states(&mut lab, ["up"; 3]);
 }
+
+#[test]
+fn without_quorum_a_sorry_server_answers_in_a_mode_of_its_own_and_every_change_is_an_event() {
+    let mut lab = Lab::new("sorry", PLAIN);
+    // A DR service; what is left when its servers are gone is rewritten.
+    let service = format!(
+        "[[service]]\nname = \"web\"\nlisten = [\"203.0.113.30:443\"]\nprotocol = \"tcp\"\nmode = \"dr\"\n\
+         scheduler = \"rr\"\nlocal = [\"10.2.0.200\"]\nquorum = 2\n\
+         [[service.check]]\nkind = \"http\"\npath = \"/64k\"\ninterval = \"{INTERVAL_MS}ms\"\nfall = {FALL}\nrise = 1\n\
+         timeout = \"2s\"\n[[service.server]]\naddress = \"10.2.0.11\"\n[[service.server]]\naddress = \"10.2.0.12\"\n\
+         [service.sorry_server]\naddress = \"10.2.0.13:8080\"\nmode = \"fullnat\"\n"
+    );
+    start(&mut lab, service);
+    let events = lab.folder().join("events");
+    let socket = lab.folder().join("shunt.sock");
+    let mut follow = lab.command("director", env!("CARGO_BIN_EXE_shunt"));
+    follow.args(["events", "--follow", "--json", "--socket"]).arg(socket);
+    let follow = follow.stdout(std::fs::File::create(&events).unwrap()).spawn().unwrap();
+    let url = "http://203.0.113.30:443/";
+    within(Duration::from_secs(10), "both are up", || (0..2).all(|n| state(&mut lab, "web", n) == "up"));
+    assert_eq!(lab.shares(url, 4), [2, 2, 0]);
+    nginx(&lab, "rs1", "dies");
+    within(Duration::from_secs(10), "the first is down", || state(&mut lab, "web", 0) == "down");
+    let status = lab.shunt().status();
+    let web = status["services"].as_array().unwrap().iter().find(|one| one["name"] == "web").unwrap();
+    let health = &web["servers"][0]["health"];
+    assert_eq!([&health["l3"], &health["l4"], &health["l7"]], ["ok", "failed", "unknown"], "{health}");
+    assert_eq!(health["checks"][0]["error"]["text"], "connection refused");
+    assert!(web["servers"][1]["health"]["checks"][0]["latency_micros"].as_u64().unwrap() > 0);
+    let text = String::from_utf8(lab.shunt().shunt(&["status"]).stdout).unwrap();
+    assert!(text.contains("L3 ok, L4 failed, L7 unknown; http 10.2.0.11:443: connection refused"), "{text}");
+    within(Duration::from_secs(5), "the sorry server answers alone", || lab.shares(url, 3) == [0, 0, 3]);
+    nginx(&lab, "rs1", "returns");
+    within(Duration::from_secs(10), "the first is up", || state(&mut lab, "web", 0) == "up");
+    within(Duration::from_secs(5), "the servers answer again", || lab.shares(url, 4) == [2, 2, 0]);
+
+    let told = || -> Vec<String> {
+        let text = std::fs::read_to_string(&events).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let word = |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        events
+            .map(|event| ["event", "server", "state", "using"].map(|key| word(&event, key)).join(" "))
+            .collect()
+    };
+    let expected = [
+        "server 10.2.0.11 down ",
+        "quorum  lost ",
+        "servers   sorry",
+        "server 10.2.0.11 up ",
+        "quorum  gained ",
+        "servers   healthy",
+    ];
+    within(Duration::from_secs(5), "the follower has heard of all", || told().len() == 2 + expected.len());
+    assert_eq!(told()[2..], expected);
+    kill_process(Pid::from_child(&follow), Signal::TERM).unwrap();
+    follow.wait_with_output().unwrap();
+}
+
+#[test]
+fn a_server_that_refuses_clients_is_out_without_being_asked_and_tried_again_later() {
+    let mut lab = Lab::new("passive", PLAIN);
+    let servers =
+        [11, 12].map(|last| format!("[[service.server]]\naddress = \"10.2.0.{last}:443\"\n")).concat();
+    let service = format!(
+        "[[service]]\nname = \"web\"\nlisten = [\"203.0.113.10:443\"]\nprotocol = \"tcp\"\nscheduler = \"rr\"\n\
+         local = [\"10.2.0.200\"]\n[[service.check]]\nkind = \"passive\"\nfailures = 3\ninterval = \"20s\"\n\
+         hold = \"3s\"\n{servers}"
+    );
+    start(&mut lab, service);
+    let url = "http://203.0.113.10:443/";
+    assert_eq!(lab.shares(url, 4), [2, 2, 0]);
+    nginx(&lab, "rs2", "dies");
+    let tries = format!("for _ in $(seq 8); do curl -sS --max-time 5 {url} || true; done");
+    let answers = lab.sh("client", &tries);
+    assert_eq!(answers.lines().count(), 4, "every other one fails: {answers}");
+    within(Duration::from_secs(10), "rs2 is out", || state(&mut lab, "web", 1) == "down");
+    assert!(lab.shunt().log().contains("server 10.2.0.12:443 is down: passive"), "{}", lab.shunt().log());
+    nginx(&lab, "rs2", "returns");
+    within(Duration::from_secs(10), "rs2 is tried again", || state(&mut lab, "web", 1) == "up");
+    within(Duration::from_secs(5), "rs2 takes part", || lab.shares(url, 4) == [2, 2, 0]);
+}

@@ -45,7 +45,7 @@ impl ConnFlags {
     pub const MOVED: u8 = 1;
     /// Counted as active at its server (LVS's rule for the state it is in).
     pub const ACTIVE: u8 = 2;
-    /// More than one packet has passed (UDP).
+    /// More than one packet has passed; of TCP, something else than a SYN that its client repeats.
     pub const AGAIN: u8 = 4;
     /// Its server's time to drain is over: it is being reset ([`crate::server::Server::drain_at`]).
     pub const DRAINED: u8 = 8;
