@@ -31,7 +31,8 @@ impl Prepared {
             let same = match (&is, was) {
                 (Ok(is), Some(was)) => is == was.text(),
                 (Ok(is), None) => is == source.text(),
-                (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
+                (Err(error), _) if error.kind() == io::ErrorKind::NotFound => true,
+                (Err(error), _) => return Err(format!("not saved: {}: {error}", source.name())),
             };
             if !same {
                 return Err(format!(
@@ -80,8 +81,8 @@ fn write_beside(path: &Path, text: &str) -> io::Result<(PathBuf, PathBuf)> {
     let mut file = File::create(&beside)?;
     let mut fill = || {
         if let Ok(old) = fs::metadata(&path) {
-            // Whoever is not root writes files that are his own.
-            let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+            // Whose it is it stays; where that cannot be, it is not written.
+            fchown(&file, Some(old.uid()), Some(old.gid()))?;
             file.set_permissions(old.permissions())?;
         }
         file.write_all(text.as_bytes())?;

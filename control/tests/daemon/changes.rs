@@ -147,6 +147,13 @@ fn a_saved_edit_changes_its_line_of_its_file_and_nothing_else() {
     assert_eq!(std::fs::read_to_string(&more).unwrap(), text(4), "in force alone");
     assert_eq!(lab.done("config save"), "1 files written\n");
     assert_eq!(std::fs::read_to_string(&more).unwrap(), text(5));
+    // A file that belongs to somebody else would not any more.
+    std::fs::set_permissions(&more, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::os::unix::fs::chown(&more, Some(65534), Some(65534)).unwrap();
+    let before = lab.generation();
+    refused(&lab.shunt(&["server", "weight", "more", "rs1", "6", "--save"]), "Operation not permitted");
+    assert_eq!((lab.generation(), std::fs::read_to_string(&more).unwrap()), (before, text(5)));
+    assert_eq!(std::fs::read_dir(lab.folder.join("more")).unwrap().count(), 1, "nothing lies beside it");
 }
 
 #[test]
