@@ -35,6 +35,8 @@ while True:
                 while part := sock.recv(4096):
                     answer += part
             name = answer.split(b'\\r\\n\\r\\n')[1].decode().strip()
+            if name not in ('rs1', 'rs2', 'rs3'):
+                name = 'failed:' + repr(answer).replace(' ', '_')
         except (OSError, IndexError) as error:
             name = 'failed:' + type(error).__name__
         print(began, time.monotonic_ns(), vip, name, flush=True)
@@ -106,13 +108,16 @@ fn end(load: Child) -> Vec<Request> {
     // `timeout` passes it on.
     kill_process(Pid::from_child(&load), Signal::TERM).unwrap();
     let said = load.wait_with_output().unwrap().stdout;
+    let said = String::from_utf8_lossy(&said).into_owned();
     let request = |line: &str| {
         let words: Vec<_> = line.split(' ').collect();
         let [began, ended, vip, by] = words[..] else { panic!("{line}") };
         let nanos = |text: &str| text.parse().unwrap();
         Request { began: nanos(began), ended: nanos(ended), vip: vip.to_owned(), by: by.to_owned() }
     };
-    String::from_utf8_lossy(&said).lines().map(request).collect()
+    // It may have been stopped in the middle of a line.
+    let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+    whole.lines().map(request).collect()
 }
 
 fn now() -> u64 {
