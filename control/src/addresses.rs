@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{OpenPort, exit};
-use crate::config::{Config, Listen, Service};
+use crate::config::{Config, Listen, Misfit, Service};
 use crate::kernel::{Kernel, Way};
 use crate::netlink::{Netlink, NetlinkError, Tables};
 
@@ -142,7 +142,7 @@ pub fn conflicts(
     kernel: &Kernel,
     ours: &Ours,
     kernel_ports: &RangeInclusive<u16>,
-) -> Vec<String> {
+) -> Vec<Misfit> {
     let mut found = Vec::new();
     for service in &config.services {
         for local in &service.local {
@@ -151,16 +151,19 @@ pub fn conflicts(
             let Some(link) = own.and_then(|own| kernel.link(own.link)) else { continue };
             let overlap = local.first <= *kernel_ports.end() && *kernel_ports.start() <= local.last;
             if overlap && !ours.addresses.iter().any(|(_, added)| *added == address) {
-                found.push(format!(
-                    "service {:?}: local {address} is {}'s own address, and its ports {}-{} overlap the kernel's \
-                     {}-{} (net.ipv4.ip_local_port_range); use an address of its own, or a local_port_range outside",
-                    service.name,
-                    link.name,
-                    local.first,
-                    local.last,
-                    kernel_ports.start(),
-                    kernel_ports.end()
-                ));
+                found.push(Misfit {
+                    service: service.name.clone(),
+                    address,
+                    message: format!("{address} is {}'s own address", link.name),
+                    label: format!(
+                        "its ports {}-{} overlap the kernel's {}-{} (net.ipv4.ip_local_port_range)",
+                        local.first,
+                        local.last,
+                        kernel_ports.start(),
+                        kernel_ports.end()
+                    ),
+                    help: "use an address of its own, or a local_port_range outside".to_owned(),
+                });
             }
         }
     }
@@ -197,13 +200,13 @@ pub async fn add(
     })?;
     let mut added = Vec::new();
     let mut refused = None;
-    for (link, _, address) in &missing {
+    for (link, name, address) in &missing {
         match netlink.add_address(*link, *address).await {
             Ok(()) => added.push((*link, *address)),
             // Somebody was faster; it is theirs.
             Err(error) if error.errno() == Some(EEXIST) => {}
             Err(error) => {
-                refused = Some(error);
+                refused = Some(AddressError::of(error, name, *address));
                 break;
             }
         }
@@ -217,7 +220,7 @@ pub async fn add(
         })?;
     }
     match refused {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None => Ok(added),
     }
 }
@@ -238,7 +241,7 @@ pub async fn put_back(kernel: &Kernel, netlink: &Netlink, ledger: &Ledger) -> Ve
             }
             // The kernel has it, and has not been read again yet.
             Err(error) if error.errno() == Some(EEXIST) => {}
-            Err(error) => tracing::warn!("{error}"),
+            Err(error) => tracing::warn!("{}", AddressError::of(error, name, *address)),
         }
     }
     back
@@ -286,8 +289,61 @@ pub enum AddressError {
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] NetlinkError),
+    /// It takes no IPv6 addresses there, and says "permission denied".
+    #[error(
+        "cannot add address {address}: IPv6 is disabled on {interface}; \
+         `sysctl -w net.ipv6.conf.{interface}.disable_ipv6=0` enables it"
+    )]
+    Ipv6Disabled {
+        /// The interface.
+        interface: String,
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+impl AddressError {
+    /// Why `address` could not be added to `interface`. The kernel's word for an interface without IPv6 is the one for a
+    /// user who may not: EACCES, while that would be EPERM.
+    fn of(error: NetlinkError, interface: &str, address: IpAddr) -> Self {
+        if address.is_ipv6() && error.errno() == Some(EACCES) {
+            return Self::Ipv6Disabled { interface: interface.to_owned(), address };
+        }
+        error.into()
+    }
 }
 
 /// errno(3)
+const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const EADDRNOTAVAIL: i32 = 99;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_address_that_is_an_interfaces_own_is_refused_where_it_stands() {
+        let kernel = crate::kernel::tests::director();
+        let own = kernel.addresses.iter().find(|own| own.address.is_ipv4()).unwrap();
+        let text = format!(
+            "[[port]]\ninterface = \"eth0\"\n[[service]]\nname = \"web\"\nprotocol = \"tcp\"\n\
+             listen = [\"203.0.113.10:80\"]\nlocal = [\"10.0.0.200\", \"{}\"]\n\
+             [[service.server]]\naddress = \"10.0.0.11:80\"\n",
+            own.address
+        );
+        let loaded = Config::parse("shunt.toml", &text, false).unwrap();
+        let told =
+            |ours: &Ours, ports| loaded.render(&conflicts(&loaded.config, &kernel, ours, &ports), false);
+        let said = told(&Ours::default(), 32_768..=60_999);
+        for part in
+            ["shunt.toml:7:24", "service \"web\": local:", "'s own address", "1025-65535 overlap", "help: "]
+        {
+            assert!(said.contains(part), "{part} is not in\n{said}");
+        }
+        assert_eq!(told(&Ours::default(), 500..=999), "");
+        let mut ours = Ours::default();
+        ours.addresses.insert(("eth0".to_owned(), own.address));
+        assert_eq!(told(&ours, 32_768..=60_999), "", "we have added it ourselves");
+    }
+}

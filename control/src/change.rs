@@ -111,7 +111,7 @@ impl Daemon {
         let differs = !changes.is_empty() || self.config.engine != loaded.config.engine;
         let mut warnings: Vec<String> = loaded.warnings.lines().map(str::to_owned).collect();
         let generation = self
-            .put_in_force(loaded.config, &mut warnings)
+            .put_in_force(&loaded, &mut warnings)
             .await
             .map_err(|error| format!("{}: {error}", self.file.display()))?;
         match cause {

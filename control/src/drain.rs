@@ -6,8 +6,9 @@
 //! one that is left out loses them at once; so does one whose address becomes a VIP or a local address.
 //!
 //! A service that is left out as a whole stays as long as one of its servers does, and refuses new connections; what it
-//! listened on is another's at once if the file says so. A local address that is left out stays as long as servers of
-//! its service may drain, for their answers come there.
+//! listened on is another's at once if the file says so. A local address that is left out takes no new connections and
+//! stays until the servers that may have some over it have drained, for their answers come there; where one of these
+//! servers stays, until no connection uses it ([`crate::census`]).
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use shunt_dataplane::server::Mode;
 use shunt_dataplane::tuple::Protocol;
 use shunt_engine::{Duration, Instant};
 
+use crate::census::LocalOf;
 use crate::config::{AddressPorts, Config, Listen, Server, Service};
 use crate::health::Standing;
 use crate::state::server_key;
@@ -36,8 +38,8 @@ pub struct Draining {
 pub struct LeavingLocal {
     /// The address with its ports.
     pub local: AddressPorts,
-    /// When it goes.
-    pub until: Instant,
+    /// When it goes; `None`: when no connection uses it any more.
+    pub until: Option<Instant>,
 }
 
 /// How long after its deadline a server that was left out stays: workers reset the idle connections of a server more than
@@ -127,24 +129,21 @@ fn carry_over_service(old: Option<&Service>, service: &mut Service, taken: &Take
 }
 
 fn carry_over_locals(old: &Service, service: &mut Service, taken: &Taken<'_>, now: Instant) {
-    let is_fullnat = |server: &&Server| server.mode == Mode::Fullnat;
-    let longest = old.servers.iter().filter(is_fullnat).filter_map(|server| server.drain).max();
-    let left_now = longest.into_iter().flat_map(|longest| {
-        let until = now + longest + AFTERWARDS;
-        old.local.iter().map(move |local| LeavingLocal { local: local.clone(), until })
-    });
-    // A server that is left out later than its local address still needs that.
-    let last = service.servers.iter().filter(is_fullnat).filter_map(deadline).max();
-    let needed = last.map_or(now, |deadline| deadline + AFTERWARDS);
-    let left_before = old
-        .local_leaving
-        .iter()
-        .map(|leaving| LeavingLocal { local: leaving.local.clone(), until: leaving.until.max(needed) });
     let others = |address| taken.vips.contains(&address) || taken.is_server(address);
-    let leaving = left_now.chain(left_before).filter(|leaving| {
-        leaving.until > now && !service.local.contains(&leaving.local) && !others(leaving.local.address)
-    });
-    service.local_leaving = leaving.collect();
+    let stays = |local: &&AddressPorts| !service.local.contains(local) && !others(local.address);
+    let left_before = old.local_leaving.iter().map(|leaving| &leaving.local);
+    let leaving: Vec<_> = old.local.iter().chain(left_before).filter(stays).cloned().collect();
+    if leaving.is_empty() {
+        service.local_leaving = Vec::new();
+        return;
+    }
+    let known: HashSet<_> = old.servers.iter().map(server_key).collect();
+    let is_user = |server: &&Server| server.mode == Mode::Fullnat && known.contains(&server_key(server));
+    let mut users = service.servers.iter().filter(is_user);
+    // One that keeps its connections until they end outlasts every deadline.
+    let until = users.try_fold(now, |last, server| Some(last.max(deadline(server)? + AFTERWARDS)));
+    let leaving = leaving.into_iter().map(|local| LeavingLocal { local, until });
+    service.local_leaving = leaving.filter(|leaving| leaving.until.is_none_or(|until| until > now)).collect();
 }
 
 /// What stays of a service that `config` does not name; `None` when nothing does.
@@ -173,11 +172,25 @@ fn is_listened_on(listen: &Listen, protocol: Protocol, config: &Config) -> bool 
     })
 }
 
-/// Takes from `config` what was left out and has drained at `now`. Returns what it is, in words.
-pub fn take_drained(config: &mut Config, now: Instant) -> Vec<String> {
+/// The local addresses in `config` that go when no connection uses them any more.
+pub fn locals_in_question(config: &Config) -> HashSet<LocalOf> {
+    let services = config.services.iter();
+    let leaving =
+        services.flat_map(|service| service.local_leaving.iter().map(move |local| (service, local)));
+    let used = leaving.filter(|(_, leaving)| leaving.until.is_none());
+    used.map(|(service, leaving)| (service.name.clone(), leaving.local.clone())).collect()
+}
+
+/// Takes from `config` what was left out and has drained at `now`, and local addresses that were left out and are
+/// `unused`. Returns what it is, in words.
+pub fn take_drained(config: &mut Config, unused: &HashSet<LocalOf>, now: Instant) -> Vec<String> {
     let mut gone = Vec::new();
+    let is_over = |service: &str, leaving: &LeavingLocal| match leaving.until {
+        Some(until) => until <= now,
+        None => unused.contains(&(service.to_owned(), leaving.local.clone())),
+    };
     let leaves = |service: &Service| {
-        let gone = |leaving: &LeavingLocal| leaving.until <= now;
+        let gone = |leaving: &LeavingLocal| is_over(&service.name, leaving);
         service.servers.iter().any(|server| has_left(server, now)) || service.local_leaving.iter().any(gone)
     };
     for service in config.services.iter_mut().filter(|service| leaves(service)) {
@@ -190,7 +203,7 @@ pub fn take_drained(config: &mut Config, now: Instant) -> Vec<String> {
             !leaves
         });
         local_leaving.retain(|leaving| {
-            let leaves = leaving.until <= now;
+            let leaves = is_over(name, leaving);
             if leaves {
                 gone.push(format!("local address {} of service {name} was left out", leaving.local.address));
             }
@@ -252,6 +265,11 @@ mod tests {
         (format!("10.0.0.{name}:80"), weight, deadline)
     }
 
+    /// What goes although every local address is in use.
+    fn drained(config: &mut Config, now: Instant) -> Vec<String> {
+        take_drained(config, &HashSet::new(), now)
+    }
+
     #[test]
     fn a_server_drains_from_the_moment_its_weight_is_0_and_other_reloads_do_not_begin_anew() {
         let first = config(&[(11, 1, Some("30s")), (12, 1, Some("30s"))]);
@@ -284,8 +302,8 @@ mod tests {
         // A reload meanwhile changes nothing about it.
         let third = reload(&second, &[(12, 7, None)], 110);
         assert_eq!(servers(&third), [is("12", 7, None), is("11", 0, Some(130))]);
-        assert!(take_drained(&mut second, at(130)).is_empty());
-        let gone = take_drained(&mut second, at(130) + AFTERWARDS);
+        assert!(drained(&mut second, at(130)).is_empty());
+        let gone = drained(&mut second, at(130) + AFTERWARDS);
         assert_eq!(gone, ["server 10.0.0.11:80 of service web has drained"]);
         assert_eq!(servers(&second), [is("12", 1, None)]);
         let late = reload(&third, &[(12, 7, None)], 200);
@@ -317,7 +335,7 @@ mod tests {
         let mut config = config(&[(11, 0, Some("30s")), (12, 0, None), (13, 1, Some("30s"))]);
         carry_over(None, &mut config, at(7));
         assert_eq!(servers(&config), [is("11", 0, Some(37)), is("12", 0, None), is("13", 1, None)]);
-        assert!(take_drained(&mut config, at(7000)).is_empty(), "the file names them");
+        assert!(drained(&mut config, at(7000)).is_empty(), "the file names them");
     }
 
     /// Services of (name, listen, local addresses), each with one FULLNAT server 10.0.0.11 that drains for 30 seconds.
@@ -353,8 +371,8 @@ mod tests {
         // A reload meanwhile changes nothing about it.
         let mut third = after(&second, services(&[MAIL]), 120);
         assert_eq!(third.services[1].servers, web.servers);
-        assert!(take_drained(&mut third, at(144)).is_empty());
-        let gone = take_drained(&mut third, at(145));
+        assert!(drained(&mut third, at(144)).is_empty());
+        let gone = drained(&mut third, at(145));
         let expected = [
             "server 10.0.0.11:80 of service web has drained",
             "local address 10.0.0.200 of service web was left out",
@@ -390,23 +408,41 @@ mod tests {
         let mut first = services(&[WEB, MAIL]);
         Arc::make_mut(&mut first.services[0]).servers[0].drain = None;
         assert_eq!(after(&first, services(&[MAIL]), 100), services(&[MAIL]));
+        // Of a server that stays, the connections and their local address do.
+        first.services.truncate(1);
+        let mut other = services(&[("web", "203.0.113.10:80", &["10.0.0.201"])]);
+        Arc::make_mut(&mut other.services[0]).servers[0].drain = None;
+        let stays = after(&first, other.clone(), 100);
+        assert_eq!(locals_in_question(&stays).len(), 1);
+        // A server that comes in its place has none.
+        Arc::make_mut(&mut other.services[0]).servers[0].address = IpAddr::from([10, 0, 0, 12]);
+        assert_eq!(after(&first, other.clone(), 100), other);
     }
 
     #[test]
-    fn a_local_address_left_out_stays_as_long_as_servers_drain_and_gets_no_new_connections() {
+    fn a_local_address_left_out_stays_until_its_servers_have_drained_or_no_connection_uses_it() {
         let first = services(&[WEB]);
         let other = || services(&[("web", "203.0.113.10:80", &["10.0.0.201"])]);
         let second = after(&first, other(), 100);
-        let leaving = LeavingLocal { local: first.services[0].local[0].clone(), until: at(145) };
+        let leaving = LeavingLocal { local: first.services[0].local[0].clone(), until: None };
         assert_eq!(second.services[0].local_leaving, std::slice::from_ref(&leaving));
         assert_eq!(second.services[0].local, other().services[0].local);
+        // The server stays, and its connections with it, however long they last.
+        let mut in_use = second.clone();
+        assert!(drained(&mut in_use, at(1_000_000)).is_empty());
+        let unused = locals_in_question(&in_use);
+        assert_eq!(unused, [("web".to_owned(), leaving.local.clone())].into());
+        let gone = take_drained(&mut in_use, &unused, at(101));
+        assert_eq!(gone, ["local address 10.0.0.200 of service web was left out"]);
+        assert_eq!(in_use, other());
         // The server is left out later, and needs it for longer.
         let mut without = other();
         Arc::make_mut(&mut without.services[0]).servers.clear();
         let third = after(&second, without.clone(), 120);
-        assert_eq!(third.services[0].local_leaving, [LeavingLocal { until: at(165), ..leaving }]);
+        assert_eq!(third.services[0].local_leaving, [LeavingLocal { until: Some(at(165)), ..leaving }]);
+        assert!(locals_in_question(&third).is_empty());
         let mut last = third.clone();
-        assert_eq!(take_drained(&mut last, at(165)).len(), 2);
+        assert_eq!(drained(&mut last, at(165)).len(), 2);
         assert_eq!(last, without);
         // One that is back in time is like any other, and the one instead of it leaves.
         let back = after(&third, services(&[WEB]), 130);

@@ -15,6 +15,7 @@ pub mod addresses;
 pub mod admin;
 pub mod announce;
 pub mod capabilities;
+pub mod census;
 mod change;
 pub mod cli;
 pub mod compile;

@@ -10,8 +10,9 @@ use shunt_engine::steer::Rule;
 
 use crate::addresses::{self, LedgerError};
 use crate::announce::announce;
+use crate::census::Census;
 use crate::compile::{compile, stations};
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::drain;
 use crate::guard;
 use crate::kernel::Kernel;
@@ -26,9 +27,10 @@ impl Daemon {
     /// With the text for people, when it cannot be put in force; nothing has changed then.
     pub(crate) async fn put_in_force(
         &mut self,
-        mut config: Config,
+        loaded: &Loaded,
         warnings: &mut Vec<String>,
     ) -> Result<u64, String> {
+        let mut config = loaded.config.clone();
         let fixed = needs_restart(&self.config, &config);
         if !fixed.is_empty() {
             return Err(format!("{} cannot change without a restart", fixed.join(", ")));
@@ -38,7 +40,7 @@ impl Daemon {
         drain::carry_over(Some(&self.config), &mut config, Clock::System.now());
         let conflicts = addresses::conflicts(&config, &self.kernel, self.ledger.ours(), &ports);
         if !conflicts.is_empty() {
-            return Err(conflicts.join("\n"));
+            return Err(format!("this machine is in the way\n{}", loaded.render(&conflicts, false)));
         }
         let mut numbers = self.numbers.clone();
         let compiled = compile(&config, &self.kernel, &self.ports, &mut numbers, &self.publisher.current());
@@ -48,6 +50,8 @@ impl Daemon {
         self.numbers = numbers;
         self.config = config;
         self.health.alter(|watch, now| watch.configure(&self.config, now));
+        // What it has seen of local addresses was before this.
+        self.census = Census::default();
         Ok(self.replace(snapshot, rules, warnings).await)
     }
 
@@ -72,7 +76,12 @@ impl Daemon {
     /// Lets go what was left out by a reload and has drained.
     pub(crate) async fn let_go(&mut self) {
         let mut config = self.config.clone();
-        let gone = drain::take_drained(&mut config, Clock::System.now());
+        let now = Clock::System.now();
+        let in_question = drain::locals_in_question(&config);
+        let mut census = std::mem::take(&mut self.census);
+        let unused = census.unused(&in_question, || self.connections_access(), now);
+        self.census = census;
+        let gone = drain::take_drained(&mut config, &unused, now);
         if gone.is_empty() {
             return;
         }

@@ -317,6 +317,42 @@ mod tests {
         assert_eq!((numbers.service("a"), numbers.service("b")), (Some(ServiceId(0)), None));
     }
 
+    /// As many servers as possible, and two that were left out and drain.
+    #[test]
+    fn servers_that_were_left_out_and_drain_count_and_the_message_says_so() {
+        let config = |servers: std::ops::Range<usize>| {
+            let mut text = "[[port]]\ninterface = \"eth0\"\n".to_owned();
+            for i in servers.clone() {
+                if i == servers.start || i % 60_000 == 0 {
+                    let number = i / 60_000;
+                    text +=
+                        &format!("[[service]]\nname = \"s{number}\"\nprotocol = \"tcp\"\nmode = \"nat\"\n");
+                    text += &format!("drain = \"30s\"\nlisten = [\"203.0.113.10:{}\"]\n", 80 + number);
+                }
+                let [a, b, c] = [i >> 16, i >> 8 & 255, i & 255];
+                text += &format!("[[service.server]]\naddress = \"10.{a}.{b}.{c}:80\"\n");
+            }
+            Config::parse("test", &text, false).unwrap_or_else(|error| panic!("{error}")).config
+        };
+        let now = shunt_engine::Instant::ZERO;
+        let (first, mut second) = (config(0..SERVERS_MAX), config(2..SERVERS_MAX + 2));
+        let mut numbers = Numbers::default();
+        numbers.assign(&first).unwrap();
+        crate::drain::carry_over(Some(&first), &mut second, now);
+        let refused = numbers.assign(&second).unwrap_err().to_string();
+        let counts = [SERVERS_MAX + 2, 2, SERVERS_MAX].map(|count| count.to_string());
+        let numbers_told: Vec<_> =
+            refused.split(|c: char| !c.is_ascii_digit()).filter(|s| !s.is_empty()).collect();
+        assert_eq!(numbers_told, counts, "{refused}");
+        assert!(refused.contains("left out by a reload and not drained yet"), "{refused}");
+        // Those that were there have their numbers still, and once the two have gone there is room.
+        let kept = &first.services[0].servers[2];
+        let number = numbers.server("s0", kept).unwrap();
+        crate::drain::take_drained(&mut second, &HashSet::new(), now + shunt_engine::Duration::from_secs(45));
+        numbers.assign(&second).unwrap();
+        assert_eq!(numbers.server("s0", kept), Some(number));
+    }
+
     #[test]
     fn hops_keep_their_number_while_they_are_named() {
         let mut numbers = Numbers::default();

@@ -33,6 +33,7 @@ use crate::admin::socket::{SocketError, claim};
 use crate::admin::{Ask, server};
 use crate::announce::announce;
 use crate::capabilities::{self, Powerless};
+use crate::census::Census;
 use crate::compile::{OpenPort, compile, stations};
 use crate::config::{Config, ConfigError, Loaded, Reader};
 use crate::devices;
@@ -151,6 +152,7 @@ pub struct Daemon {
     pub(crate) recent: Recent,
     pub(crate) health: Driver,
     pub(crate) events: events::Events,
+    pub(crate) census: Census,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -255,7 +257,7 @@ fn watch_guard(mut ruleset: Ruleset) -> mpsc::Receiver<()> {
 impl Daemon {
     /// Opens ports and starts workers. Nothing outside has changed when it fails.
     async fn open(file: &Path, reader: Reader, loaded: Loaded) -> Result<Self, RunError> {
-        let Loaded { mut config, sources, .. } = loaded;
+        let mut config = loaded.config.clone();
         drain::carry_over(None, &mut config, Clock::System.now());
         let health = Driver::new(random()?);
         health.watch().carry_over(&mut config, Clock::System.now());
@@ -280,7 +282,7 @@ impl Daemon {
         if workers > 1 {
             ports.iter().zip(&rss).for_each(|(port, rss)| tracing::info!("port {}: {rss}", port.info.name));
         }
-        fits(&config, &kernel, ledger.ours())?;
+        fits(&loaded, &kernel, ledger.ours())?;
         let mut numbers = Numbers::default();
         let snapshot = compile(&config, &kernel, &ports, &mut numbers, &Snapshot::default())?;
         let (publisher, readers) = publish::channel(snapshot, workers);
@@ -301,7 +303,7 @@ impl Daemon {
         Ok(Self {
             file,
             reader,
-            history: History::new(sources),
+            history: History::new(loaded.sources),
             config,
             kernel,
             netlink,
@@ -323,6 +325,7 @@ impl Daemon {
             recent: Recent::default(),
             health,
             events: events::Events::default(),
+            census: Census::default(),
         })
     }
 
@@ -465,10 +468,12 @@ fn has_ports(config: &Config, kernel: &Kernel) -> Result<(), RunError> {
 }
 
 /// Whether the configuration's local addresses go together with the machine's own, and its cores are there.
-fn fits(config: &Config, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
-    let mut conflicts = addresses::conflicts(config, kernel, ours, &addresses::kernel_ports());
-    conflicts.extend(devices::missing_cores(&config.engine, &lcore::allowed()));
-    if conflicts.is_empty() { Ok(()) } else { Err(RunError::Machine(conflicts)) }
+fn fits(loaded: &Loaded, kernel: &Kernel, ours: &Ours) -> Result<(), RunError> {
+    let misfits = addresses::conflicts(&loaded.config, kernel, ours, &addresses::kernel_ports());
+    let rendered = (!misfits.is_empty()).then(|| loaded.render(&misfits, false));
+    let cores = devices::missing_cores(&loaded.config.engine, &lcore::allowed());
+    let wrong: Vec<_> = rendered.into_iter().chain(cores).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(RunError::Machine(wrong)) }
 }
 
 fn open_ports(devices: &[Box<dyn Port>], kernel: &Kernel) -> Vec<OpenPort> {

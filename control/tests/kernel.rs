@@ -107,6 +107,31 @@ fn ipv6_routes_lead_to_link_local_gateways_too() {
 }
 
 #[test]
+fn where_ipv6_is_disabled_an_address_is_refused_with_the_remedy() {
+    let (director, _server) = pair_v6("disabled6");
+    let scratch = Scratch::new("disabled6");
+    inside(&director, || async {
+        let netlink = Netlink::open().unwrap();
+        let kernel = netlink.read().await.unwrap();
+        let link = kernel.link_named("d0").unwrap().index;
+        let vip = (link, ip("2001:db8:cb::10"));
+        let mut ledger = Ledger::open(&scratch.0.join("shunt.sock")).unwrap();
+        let setting = "/proc/sys/net/ipv6/conf/d0/disable_ipv6";
+        std::fs::write(setting, "1").unwrap();
+        let refused = addresses::add(&[vip].into(), &kernel, &netlink, &mut ledger).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "cannot add address 2001:db8:cb::10: IPv6 is disabled on d0; \
+             `sysctl -w net.ipv6.conf.d0.disable_ipv6=0` enables it"
+        );
+        // The remedy is one.
+        std::fs::write(setting, "0").unwrap();
+        let added = addresses::add(&[vip].into(), &kernel, &netlink, &mut ledger).await.unwrap();
+        assert_eq!(added, [vip]);
+    });
+}
+
+#[test]
 fn an_ipv6_address_of_ours_can_be_used_at_once_and_makes_no_route() {
     let (director, server) = pair_v6("addresses6");
     server.ip("route add 2001:db8::/32 dev s0");

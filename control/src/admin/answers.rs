@@ -85,6 +85,7 @@ impl Daemon {
                 mask_ipv6: persistence.mask_v6,
             }),
             one_packet: service.one_packet,
+            left_out: service.left_out,
             local: service.local.iter().map(|local| local.address.to_string()).collect(),
             has_quorum: state.has_quorum(),
             using: state.choice().word().to_owned(),
@@ -106,6 +107,7 @@ impl Daemon {
             sorry: typed.sorry,
             health: watch.health(service, typed, Clock::System.now()),
             state: typed.state.word().to_owned(),
+            left_out: typed.draining.is_some_and(|draining| draining.left_out),
             drains_for_seconds: drain::deadline(typed)
                 .map(|deadline| deadline.since(Clock::System.now()).as_millis().div_ceil(1000)),
             thresholds: typed.thresholds.map(|thresholds| Thresholds {

@@ -39,6 +39,20 @@ impl Dumps {
         Self { free: Arc::new(Mutex::new(free)), room: Arc::new(Semaphore::new(DUMPS_MAX)), wakers }
     }
 
+    /// Shows every connection to `see`.
+    pub async fn visit(&self, mut see: impl FnMut(&Shown)) {
+        let mut walk = self.walk().await;
+        while !walk.is_over() {
+            walk.collect(|_, found| found.iter().for_each(&mut see));
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn walk(&self) -> Walk {
+        let lease = self.lease().await;
+        Walk { workers: vec![Stage::Fresh; lease.inquiries.len()], lease, wakers: self.wakers.clone() }
+    }
+
     async fn lease(&self) -> Lease {
         let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,9 +90,7 @@ pub struct Access {
 /// Streams the connections that `filter` lets through. The error is for people.
 pub(super) async fn stream(access: Access, filter: Filter) -> Result<Response, String> {
     let sieve = Sieve::new(access.names, filter)?;
-    let lease = access.dumps.lease().await;
-    let workers = vec![Stage::Fresh; lease.inquiries.len()];
-    let run = Run { lease, wakers: access.dumps.wakers, sieve, workers };
+    let run = Run { walk: access.dumps.walk().await, sieve };
     let body = Body::from_stream(stream::unfold(run, Run::more));
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
@@ -92,11 +104,43 @@ enum Stage {
 }
 
 /// A dump under way.
-struct Run {
+struct Walk {
     lease: Lease,
     wakers: Wakers,
-    sieve: Sieve,
     workers: Vec<Stage>,
+}
+
+impl Walk {
+    /// Shows to `see` what workers have found, and asks on.
+    fn collect(&mut self, mut see: impl FnMut(u16, &[Shown])) {
+        let workers = (0..).zip(&mut self.workers).zip(&mut self.lease.inquiries);
+        for ((worker, stage), inquiry) in workers {
+            let read = |progress: Progress<'_>| match progress {
+                Progress::Found(found) => see(worker, found),
+                Progress::Waiting => {}
+            };
+            *stage = match *stage {
+                Stage::Fresh if inquiry.begin() => Stage::Asked,
+                Stage::Fresh => Stage::Fresh,
+                Stage::Asked => match inquiry.next(read) {
+                    Some(()) => Stage::Asked,
+                    None => Stage::Over,
+                },
+                Stage::Over => Stage::Over,
+            };
+        }
+        self.wakers.wake_all();
+    }
+
+    fn is_over(&self) -> bool {
+        self.workers.iter().all(|stage| *stage == Stage::Over)
+    }
+}
+
+/// A dump for a reader.
+struct Run {
+    walk: Walk,
+    sieve: Sieve,
 }
 
 impl Run {
@@ -104,31 +148,14 @@ impl Run {
     async fn more(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         loop {
             let mut lines = Vec::new();
-            self.collect(&mut lines);
-            self.wakers.wake_all();
+            self.walk.collect(|worker, found| self.sieve.write(worker, found, &mut lines));
             if !lines.is_empty() {
                 return Some((Ok(lines.into()), self));
             }
-            if self.workers.iter().all(|stage| *stage == Stage::Over) {
+            if self.walk.is_over() {
                 return None;
             }
             tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Takes what workers have found, and asks on.
-    fn collect(&mut self, lines: &mut Vec<u8>) {
-        let workers = (0..).zip(&mut self.workers).zip(&mut self.lease.inquiries);
-        for ((worker, stage), inquiry) in workers {
-            *stage = match *stage {
-                Stage::Fresh if inquiry.begin() => Stage::Asked,
-                Stage::Fresh => Stage::Fresh,
-                Stage::Asked => match inquiry.next(|progress| self.sieve.write(worker, progress, lines)) {
-                    Some(()) => Stage::Asked,
-                    None => Stage::Over,
-                },
-                Stage::Over => Stage::Over,
-            };
         }
     }
 }
@@ -149,8 +176,7 @@ impl Sieve {
         Ok(Self { names, filter })
     }
 
-    fn write(&self, worker: u16, progress: Progress<'_>, lines: &mut Vec<u8>) {
-        let Progress::Found(found) = progress else { return };
+    fn write(&self, worker: u16, found: &[Shown], lines: &mut Vec<u8>) {
         for shown in found.iter().filter(|shown| self.passes(shown)) {
             serde_json::to_writer(&mut *lines, &self.connection(worker, shown))
                 .expect("a line of plain values can be written to memory");

@@ -57,6 +57,8 @@ pub struct Service {
     pub persistence: Option<Persistence>,
     /// Whether every datagram is scheduled alone.
     pub one_packet: bool,
+    /// Whether the file names it no more, and it stays for the connections it has.
+    pub left_out: bool,
     /// FULLNAT local addresses.
     pub local: Vec<String>,
     /// Whether enough of its servers are up.
@@ -108,6 +110,8 @@ pub struct Server {
     pub health: Option<Health>,
     /// `enabled`, `draining` or `disabled`, as the configuration says.
     pub state: String,
+    /// Whether the file names it no more, and it stays for the connections it has.
+    pub left_out: bool,
     /// Seconds until its connections are reset; null unless it drains with a deadline.
     pub drains_for_seconds: Option<u64>,
     /// How many connections it may have; null for any number.

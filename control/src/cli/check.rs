@@ -9,7 +9,7 @@ use shunt_engine::lcore;
 use super::output::print;
 use crate::addresses::{self, Ours};
 use crate::admin::socket::group;
-use crate::config::Config;
+use crate::config::{Config, Misfit};
 use crate::devices;
 use crate::netlink::Netlink;
 
@@ -20,9 +20,9 @@ use crate::netlink::Netlink;
 pub(super) fn check(file: &Path) -> anyhow::Result<()> {
     let loaded = Config::load(file, std::io::stderr().is_terminal())?;
     eprint!("{}", loaded.warnings);
-    let against = super::runtime()?.block_on(against_kernel(&loaded.config))?;
-    if !against.is_empty() {
-        bail!("{}: {}", file.display(), against.join("\n"));
+    let misfits = super::runtime()?.block_on(against_kernel(&loaded.config))?;
+    if !misfits.is_empty() {
+        bail!("{}", loaded.render(&misfits, std::io::stderr().is_terminal()));
     }
     let Config { ports, services, .. } = &loaded.config;
     let servers = services.iter().map(|service| service.servers.len()).sum();
@@ -34,7 +34,7 @@ fn count(many: usize, what: &str) -> String {
     format!("{many} {what}{}", if many == 1 { "" } else { "s" })
 }
 
-async fn against_kernel(config: &Config) -> anyhow::Result<Vec<String>> {
+async fn against_kernel(config: &Config) -> anyhow::Result<Vec<Misfit>> {
     let kernel = Netlink::open()?.read().await?;
     let ours =
         addresses::Ledger::open(&config.api.socket).map_or_else(|_| Ours::default(), |l| l.ours().clone());

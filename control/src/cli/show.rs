@@ -80,6 +80,9 @@ fn status_text(status: &Status) -> String {
         if service.one_packet {
             name += " ops";
         }
+        if service.left_out {
+            name += " (left out)";
+        }
         table.row([service.protocol.to_uppercase(), listen, name]);
         for more in service.listen.iter().skip(1) {
             table.row([String::new(), more.clone()]);
@@ -105,7 +108,12 @@ fn status_text(status: &Status) -> String {
                     if thresholds.full { ": full" } else { "" }
                 ));
             }
-            if server.state == ServerState::Draining.word() || server.state == ServerState::Disabled.word() {
+            let left_out = if server.left_out { "left out, " } else { "" };
+            if let Some(seconds) = server.drains_for_seconds {
+                cells.push(format!("({left_out}drains for {})", duration(seconds)));
+            } else if server.state == ServerState::Draining.word()
+                || server.state == ServerState::Disabled.word()
+            {
                 cells.push(format!("({})", server.state));
             }
             if server.next_hop.is_none() {
@@ -196,13 +204,10 @@ mod tests {
             mode: "fullnat".into(),
             weight: 2,
             effective_weight: 2,
-            sorry: false,
-            health: None,
             state: "enabled".into(),
-            drains_for_seconds: None,
-            thresholds: None,
             next_hop: Some("02:00:00:00:00:11".into()),
             traffic,
+            ..Server::default()
         };
         let named = Server { name: "rs2".into(), next_hop: None, ..server.clone() };
         let service = Service {
@@ -285,6 +290,28 @@ mod tests {
         let lost = Service { servers: vec![sorry], ..service("sorry") };
         let text = status_text(&Status { services: vec![lost], ..Status::default() });
         assert!(text.contains("(no quorum, uses sorry servers)"), "{text}");
+    }
+
+    #[test]
+    fn status_shows_what_drains_and_what_the_file_names_no_more() {
+        let hop = Some("02:00:00:00:00:11".to_owned());
+        let drains = Server { drains_for_seconds: Some(75), next_hop: hop, ..Server::default() };
+        let left_out = Server { left_out: true, ..drains.clone() };
+        let service = |left_out, server| Service {
+            name: "web".into(),
+            scheduler: "rr".into(),
+            has_quorum: true,
+            using: "healthy".into(),
+            left_out,
+            servers: vec![server],
+            ..Service::default()
+        };
+        let services = vec![service(false, drains), service(true, left_out)];
+        let text = status_text(&Status { services, ..Status::default() });
+        let lines: Vec<_> = text.lines().skip(4).map(str::trim_end).collect();
+        assert!(lines[0].ends_with("rr (web)") && lines[2].ends_with("rr (web) (left out)"), "{text}");
+        assert!(lines[1].ends_with("(drains for 1 min 15 s)"), "{text}");
+        assert!(lines[3].ends_with("(left out, drains for 1 min 15 s)"), "{text}");
     }
 
     #[test]

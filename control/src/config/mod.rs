@@ -286,6 +286,37 @@ pub struct Loaded {
     pub warnings: String,
 }
 
+/// A local address that does not go together with the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// Whose it is.
+    pub service: String,
+    /// The address.
+    pub address: IpAddr,
+    /// What is wrong, without the service.
+    pub message: String,
+    /// What is wrong with the address.
+    pub label: String,
+    /// What helps.
+    pub help: String,
+}
+
+impl Loaded {
+    /// What does not go together with the machine, as an error of the file.
+    pub fn render(&self, misfits: &[Misfit], colour: bool) -> String {
+        let again = resolve::resolve(&self.sources, &mut Diagnostics::default());
+        let services = again.iter().flat_map(|(_, services)| services);
+        let places: HashMap<_, _> = services.flat_map(|placed| placed.local_places()).collect();
+        let mut diagnostics = Diagnostics::default();
+        for Misfit { service, address, message, label, help } in misfits {
+            let place = places.get(&(service.clone(), *address)).cloned().unwrap_or_default();
+            let message = format!("service {service:?}: local: {message}");
+            diagnostics.error(place, message, label.clone()).help(help.clone());
+        }
+        diagnostics.render(&self.sources, colour)
+    }
+}
+
 /// Why a file is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -373,7 +404,9 @@ impl Config {
         let config = resolve::resolve(&sources, &mut diagnostics);
         let rendered = diagnostics.render(&sources, colour);
         match config {
-            Some(config) if !diagnostics.has_errors() => Ok(Loaded { config, sources, warnings: rendered }),
+            Some((config, _)) if !diagnostics.has_errors() => {
+                Ok(Loaded { config, sources, warnings: rendered })
+            }
             _ => Err(ConfigError::Wrong(rendered)),
         }
     }

@@ -20,9 +20,12 @@ use super::words::{Driver, Idle, Word, XdpMode};
 use super::{Api, Config, Engine, Port, Queues, SOCKET, overlap, service, shape};
 use crate::state::{SERVERS_MAX, SERVICES_MAX};
 
-/// The configuration in `sources`. `None` when one of them is not even TOML of the right shape; otherwise the value is
-/// good exactly if `diagnostics` has no errors.
-pub(super) fn resolve(sources: &Sources, diagnostics: &mut Diagnostics) -> Option<Config> {
+/// The configuration in `sources`, and its services with their places. `None` when one of them is not even TOML of the
+/// right shape; otherwise the value is good exactly if `diagnostics` has no errors.
+pub(super) fn resolve(
+    sources: &Sources,
+    diagnostics: &mut Diagnostics,
+) -> Option<(Config, Vec<Arc<Placed>>)> {
     let file: Option<raw::File> = shape::read(sources.main().text(), diagnostics);
     let mut included = Vec::new();
     for (base, source) in sources.iter().skip(1) {
@@ -45,7 +48,7 @@ pub(super) fn resolve(sources: &Sources, diagnostics: &mut Diagnostics) -> Optio
     diagnostics.in_file_at(0);
     let config = config(&file, &services, diagnostics);
     too_many(&typed, diagnostics);
-    Some(config)
+    Some((config, services))
 }
 
 /// What `file` means with `services`, which have been understood one by one.

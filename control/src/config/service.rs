@@ -38,6 +38,12 @@ pub(super) struct Placed {
 }
 
 impl Placed {
+    /// Where its local addresses stand.
+    pub(super) fn local_places(&self) -> impl Iterator<Item = ((String, IpAddr), Range<usize>)> {
+        let local = self.service.local.iter().zip(&self.local);
+        local.map(|(local, place)| ((self.service.name.clone(), local.address), place.clone()))
+    }
+
     /// The same in a file that begins at `base`.
     pub(super) fn at(mut self, base: usize) -> Self {
         let lists = [&mut self.listen, &mut self.local, &mut self.servers, &mut self.server_names];

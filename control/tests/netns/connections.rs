@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::{Config, Daemon, Driver};
+use crate::daemon::{Config, Daemon, Driver, over_every_driver};
 use crate::lab::{BULK, Lab, MODES, within};
 
-#[test]
-fn connections_shows_what_is_open_in_each_mode() {
+over_every_driver!(connections_shows_what_is_open_in_each_mode);
+
+fn connections_shows_what_is_open_in_each_mode(driver: Driver) {
     let mut lab = Lab::new("connections", BULK);
-    Daemon::start(&mut lab, &Config { workers: 2, ..Config::new(Driver::Native) });
+    Daemon::start(&mut lab, &Config { workers: 2, ..Config::new(driver) });
     let mut downloads: Vec<_> = MODES
         .iter()
         .map(|(_, vip)| {

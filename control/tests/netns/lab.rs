@@ -162,6 +162,11 @@ impl Lab {
         self.sh("client", &format!("sha256sum </tmp/shunt-lab/{}/www/{file}", self.prefix))
     }
 
+    /// The same of its first `bytes`.
+    pub(crate) fn sum_of_start(&self, file: &str, bytes: u32) -> String {
+        self.sh("client", &format!("head -c {bytes} /tmp/shunt-lab/{}/www/{file} | sha256sum", self.prefix))
+    }
+
     /// Sends a datagram to `to:9000` from the client and returns the answer.
     pub(crate) fn udp_echo(&self, to: &str, text: &str) -> String {
         let family = if to.contains(':') { "AF_INET6" } else { "AF_INET" };

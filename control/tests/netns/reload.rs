@@ -1,9 +1,10 @@
 //! A reload while traffic runs: what did not change does not notice.
 
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::daemon::{Config, Daemon, Driver, over_every_driver};
-use crate::lab::{BULK, Lab, MODES};
+use crate::lab::{BULK, Lab, MODES, within};
 
 over_every_driver!(a_server_removed_by_reload_leaves_downloads_from_the_others_alone);
 
@@ -57,20 +58,55 @@ fn a_bad_file_is_refused_and_changes_nothing(driver: Driver) {
     assert_eq!(lab.shares("http://203.0.113.10/", 6), [2; 3], "a good file is taken again");
 }
 
+#[test]
+fn a_local_address_left_out_stays_until_the_last_connection_over_it_to_a_server_that_stays_has_ended() {
+    let mut lab = Lab::new("local", BULK);
+    let config = |local: &str| {
+        let more = format!(
+            "[[service]]\nname = \"moves\"\nlisten = [\"203.0.113.10:8100\"]\nprotocol = \"tcp\"\nmode = \"fullnat\"\n\
+             local = [\"{local}\"]\n\
+             [[service.server]]\naddress = \"10.2.0.11:80\"\n"
+        );
+        Config { more, ..Config::new(Driver::Native) }
+    };
+    Daemon::start(&mut lab, &config("10.2.0.201"));
+    let download = long_download(&lab, "203.0.113.10:8100");
+    let peers = |lab: &Lab| lab.sh("rs1", "ss -Htn state established sport = :80");
+    within(Duration::from_secs(10), "the download runs", || peers(&lab).contains("10.2.0.201"));
+
+    lab.shunt().reload(&config("10.2.0.202"));
+    assert_eq!(lab.get("http://203.0.113.10:8100/"), "rs1");
+    // Time enough for all connections to be looked at once, and more.
+    let is_there = |lab: &Lab| lab.sh("director", "ip -4 -o addr").contains(" 10.2.0.201/32 ");
+    let reloaded = Instant::now();
+    while reloaded.elapsed() < Duration::from_secs(6) {
+        assert!(is_there(&lab), "it goes {:?} after the reload", reloaded.elapsed());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::fs::write(lab.folder().join("finish"), "").unwrap();
+    let output = download.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), lab.sum_of_file("50m"));
+    within(Duration::from_secs(30), "the address goes", || !is_there(&lab));
+    let said = "local address 10.2.0.201 of service moves was left out and is gone";
+    within(Duration::from_secs(10), "that is said", || lab.shunt().log().contains(said));
+}
+
 /// 50 MiB in each mode, running from now on and not complete before [`finish`].
 pub(crate) fn long_downloads(lab: &mut Lab) -> Vec<Child> {
-    let start = |vip: &str| {
-        let script = format!(
-            "curl -sS --fail --limit-rate 20M http://{vip}/50m \
-             | {{ head -c 45M; until [ -e \"$0\" ]; do sleep 0.05; done; cat; }} | sha256sum"
-        );
-        let mut curl = lab.command("client", "bash");
-        curl.args(["-euo", "pipefail", "-c", &script]).arg(lab.folder().join("finish"));
-        curl.stdout(Stdio::piped()).spawn().unwrap()
-    };
-    let downloads = MODES.iter().map(|(_, vip)| start(vip)).collect();
+    let downloads = MODES.iter().map(|(_, vip)| long_download(lab, vip)).collect();
     lab.shunt().serves_every_mode(50);
     downloads
+}
+
+/// 50 MiB, of which the last five wait for a file of the name `finish`.
+fn long_download(lab: &Lab, host: &str) -> Child {
+    let script = format!(
+        "curl -sS --fail --limit-rate 20M http://{host}/50m \
+         | {{ head -c 45M; until [ -e \"$0\" ]; do sleep 0.05; done; cat; }} | sha256sum"
+    );
+    let mut curl = lab.command("client", "bash");
+    curl.args(["-euo", "pipefail", "-c", &script]).arg(lab.folder().join("finish"));
+    curl.stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// Lets the downloads come to their end, which must be a good one.
