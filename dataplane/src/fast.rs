@@ -207,7 +207,7 @@ impl<A: Usual> Flows<A> {
         l3: usize,
         frame: &Frame,
     ) -> Option<WorkerId> {
-        if search.candidate().is_some() || cx.origin != Origin::Port {
+        if !self.strays.is_possible() || search.candidate().is_some() || cx.origin != Origin::Port {
             return None;
         }
         self.strays

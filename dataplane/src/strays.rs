@@ -25,6 +25,12 @@ impl Strays {
         Self { seats: vec![0; if workers > 1 { SEATS } else { 0 }].into() }
     }
 
+    /// Whether there can be strays.
+    #[inline]
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.seats.is_empty()
+    }
+
     /// Asks the cache for what [`Self::find`] looks at.
     #[inline]
     pub(crate) fn prefetch(&self, hash: Hash, generation: u32) {
